@@ -1,0 +1,167 @@
+"""Strict configuration: a YAML file becomes a frozen dataclass, or one line says why not.
+
+An unknown key, a wrong type or a missing value is a `UserError` that names the file, the key, what was found, what is
+allowed and, for a mistyped key, the nearest known one. `--set a.b=c` overrides go through the same checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from mindpangu.errors import UserError, nearest
+
+T = TypeVar("T")
+_UNIONS = (Union, getattr(types, "UnionType", Union))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file ({} for an empty one).
+
+    Raises:
+        UserError: the file is absent, is not YAML, or does not hold a mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}; a mapping of keys to values is needed")
+    return found
+
+
+def load(path: Union[str, Path], cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read `path` into the dataclass `cls`, after applying overrides such as "optimizer.weight_decay=0.1".
+
+    Raises:
+        UserError: see the module's text; also when a `__post_init__` check of the dataclass raises ValueError.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    return parse(values, cls, str(path))
+
+
+def parse(values: Any, cls: type[T], where: str) -> T:
+    """Turn plain values into the dataclass `cls`; `where` names the source in errors."""
+    return _convert(values, cls, where, "")
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """The plain values of a config dataclass, such that `parse(dump(c), type(c), …) == c`."""
+    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"--set {override}: use key=value, for example --set optimizer.weight_decay=0.1")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: '{parent}' holds a single value, not keys")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: '{text}' is not a valid YAML value") from None
+
+
+def _fail(where: str, key: str, problem: str) -> UserError:
+    return UserError(f"{where}: {key + ': ' if key else ''}{problem}")
+
+
+def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
+    """`value` as a `kind` (dataclass, Literal, Optional, list, tuple, dict, scalar), or UserError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(value, typing.cast(type, kind), where, key)
+    if origin is Literal:
+        if value not in arguments:
+            hint = nearest(str(value), map(str, arguments))
+            raise _fail(where, key, f"found {value!r}; allowed: {', '.join(map(str, arguments))}{hint}")
+        return value
+    if origin in _UNIONS:
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        if len(options) == 1:
+            return _convert(value, options[0], where, key)
+    if origin in (list, tuple, dict):
+        return _convert_container(value, origin, arguments, where, key)
+    return _convert_scalar(value, kind, where, key)
+
+
+def _convert_dataclass(value: Any, kind: type, where: str, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise _fail(where, key, f"found {value!r}; a mapping of keys is needed")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    inside = f"{key}." if key else ""
+    for name in value:
+        if name not in fields:
+            hint = nearest(str(name), fields)
+            raise _fail(where, f"{inside}{name}", f"unknown key; known here: {', '.join(fields)}{hint}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise _fail(where, f"{inside}{name}", "missing; it has no default")
+    converted = {name: _convert(item, hints[name], where, f"{inside}{name}") for name, item in value.items()}
+    try:
+        return kind(**converted)
+    except ValueError as error:
+        raise _fail(where, key, str(error)) from None
+
+
+def _convert_container(value: Any, origin: Any, arguments: tuple, where: str, key: str) -> Any:
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _fail(where, key, f"found {value!r}; a mapping is needed")
+        return {k: _convert(v, arguments[1], where, f"{key}.{k}") for k, v in value.items()}
+    if not isinstance(value, (list, tuple)):
+        raise _fail(where, key, f"found {value!r}; a list is needed")
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        if len(value) != len(arguments):
+            raise _fail(where, key, f"found {len(value)} values; exactly {len(arguments)} are needed")
+        kinds: Sequence[Any] = arguments
+    else:
+        kinds = [arguments[0]] * len(value)
+    return origin(_convert(v, k, where, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds)))
+
+
+def _convert_scalar(value: Any, kind: Any, where: str, key: str) -> Any:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise _fail(where, key, f"found {value!r}; a {kind.__name__} is needed")

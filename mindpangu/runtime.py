@@ -1,0 +1,107 @@
+"""What a user must never need to know: settings that make MindSpore run well, made before it is imported.
+
+`prepare_environment` runs when `mindpangu` is imported and touches environment variables alone; `start` imports
+MindSpore and chooses mode and device. Nothing else in the project sets any of these.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Optional
+
+from mindpangu.errors import UserError
+
+# Under every AVX512 setting MindSpore's oneDNN falls back to a reference convolution, about 70 times slower.
+ONEDNN_ISA = "AVX2"
+
+DEVICES = ("auto", "CPU", "Ascend")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable: the value in force and who set it ("mindpangu", or "you" where it was set already)."""
+
+    name: str
+    value: str
+    origin: str
+
+
+_settings: list[Setting] = []
+_device: Optional[str] = None
+
+
+def cores() -> int:
+    """The number of CPU cores this process may use (its affinity, not the machine's count)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _default(name: str, value: str) -> Setting:
+    if name in os.environ:
+        return Setting(name, os.environ[name], "you")
+    os.environ[name] = value
+    return Setting(name, value, "mindpangu")
+
+
+def prepare_environment() -> None:
+    """Set the environment variables that MindSpore reads at import. A value the user has set is kept."""
+    if _settings:
+        return
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        _settings.append(_default("ONEDNN_MAX_CPU_ISA", ONEDNN_ISA))
+    _settings.append(_default("OMP_NUM_THREADS", str(cores())))
+    _settings.append(_default("GLOG_v", "3"))  # errors only
+    # Plugins of other devices complain when they do not load; `mindpangu doctor` names what is missing instead.
+    _settings.append(_default("GLOG_logtostderr", "1"))
+    if "mindspore" in sys.modules and any(s.origin == "mindpangu" and s.name.startswith("ONEDNN") for s in _settings):
+        print(
+            f"mindpangu: MindSpore was imported first, so ONEDNN_MAX_CPU_ISA={ONEDNN_ISA} came too late and "
+            "convolutions may be 70 times slower; import mindpangu before mindspore",
+            file=sys.stderr,
+        )
+
+
+def settings() -> tuple[Setting, ...]:
+    """The settings in force, for `mindpangu doctor`."""
+    return tuple(_settings)
+
+
+def ascend_available() -> bool:
+    """True where MindSpore can load its Ascend back end and at least one NPU answers."""
+    import mindspore as ms
+
+    try:
+        return bool(ms.hal.is_available("Ascend") and ms.hal.device_count("Ascend") > 0)
+    except (RuntimeError, ValueError, AttributeError):
+        return False
+
+
+def start(device: str = "auto") -> str:
+    """Import MindSpore, choose graph mode and the device, and return the device's name ("CPU" or "Ascend").
+
+    Idempotent; a second call with another device is an error, since MindSpore cannot move a running process.
+
+    Raises:
+        UserError: unknown device; Ascend asked for and absent; device changed after the start.
+    """
+    global _device  # noqa: PLW0603 - MindSpore's own context is per process too
+    if device not in DEVICES:
+        raise UserError(f"device '{device}' is unknown; allowed: {', '.join(DEVICES)}")
+    if _device is not None:
+        if device not in ("auto", _device):
+            raise UserError(f"this process already runs on {_device}; start another one for {device}")
+        return _device
+    prepare_environment()
+    import mindspore as ms
+
+    if device == "Ascend" and not ascend_available():
+        raise UserError("no Ascend NPU answers here; run `mindpangu doctor` to see what is missing, or use CPU")
+    chosen = device if device != "auto" else ("Ascend" if ascend_available() else "CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device(chosen)
+    _device = chosen
+    return chosen
