@@ -1,0 +1,1 @@
+"""Floor 0: pictures, captions and batches. No nets."""
