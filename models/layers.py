@@ -1,0 +1,73 @@
+"""The layers that several nets share."""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor, nn
+from mindspore.common.initializer import initializer
+
+from mindpangu import ops
+
+
+class GroupNorm(nn.Cell):
+    """Group normalisation over (N, C, H, W)."""
+
+    def __init__(self, channels: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.gamma = Parameter(initializer("ones", (channels,)), name="gamma")
+        self.beta = Parameter(initializer("zeros", (channels,)), name="beta")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.group_norm(x, self.gamma, self.beta, self.groups, self.eps)
+
+
+class GroupNormSiLU(GroupNorm):
+    """Group normalisation followed by SiLU."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.group_norm_silu(x, self.gamma, self.beta, self.groups, self.eps)
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation over the last axis."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = Parameter(initializer("ones", (width,)), name="gamma")
+        self.beta = Parameter(initializer("zeros", (width,)), name="beta")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.gamma, self.beta, self.eps)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, init: str = "he_uniform") -> nn.Conv2d:
+    """A 3×3 convolution with bias that keeps the size (or halves it at stride 2)."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        3,
+        stride=stride,
+        pad_mode="pad",
+        padding=1,
+        has_bias=True,
+        weight_init=init,
+        bias_init="zeros",
+    )
+
+
+def conv1x1(in_channels: int, out_channels: int, init: str = "xavier_uniform") -> nn.Conv2d:
+    """A 1×1 convolution with bias."""
+    return nn.Conv2d(in_channels, out_channels, 1, has_bias=True, weight_init=init, bias_init="zeros")
+
+
+def linear(in_channels: int, out_channels: int, bias: bool = True, init: str = "xavier_uniform") -> nn.Dense:
+    """A dense layer; biases start at zero."""
+    return nn.Dense(in_channels, out_channels, has_bias=bias, weight_init=init, bias_init="zeros")
+
+
+def upsample2x(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling of (N, C, H, W) by two."""
+    n, c, h, w = x.shape
+    x = x.reshape((n, c, h, 1, w, 1)).broadcast_to((n, c, h, 2, w, 2))
+    return x.reshape((n, c, h * 2, w * 2))

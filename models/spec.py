@@ -1,0 +1,107 @@
+"""Specs: frozen dataclasses that say a net's shape. One Cell class serves every size, from the zoo's to the 5B release."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """An SDXL-shaped UNet (arXiv 2307.01952).
+
+    `channel_mult[i]` × `model_channels` channels at downsampling 2^i, with `transformer_depth[i]` transformer blocks
+    behind each residual block there (0: none). The middle block uses the last depth. `vector_dim` 0: no vector input.
+    """
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    transformer_depth: tuple[int, ...]
+    head_dim: int
+    context_dim: int
+    vector_dim: int
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.channel_mult) != len(self.transformer_depth):
+            raise ValueError(
+                f"channel_mult has {len(self.channel_mult)} levels and transformer_depth {len(self.transformer_depth)};"
+                " they must match"
+            )
+        for mult, depth in zip(self.channel_mult, self.transformer_depth):
+            channels = mult * self.model_channels
+            if channels % self.norm_groups or (depth and channels % self.head_dim):
+                raise ValueError(
+                    f"a level of {channels} channels is not divisible by norm_groups {self.norm_groups}"
+                    + (f" and head_dim {self.head_dim}" if depth else "")
+                )
+
+    @property
+    def downsampling(self) -> int:
+        """Latent sides must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True)
+class VAESpec:
+    """A KL autoencoder (arXiv 2112.10752). `patch` > 1 puts a pixel-unshuffle stem in front: cheap on large pictures.
+
+    The encoder has `num_res_blocks` per level and the decoder one more, as in SDXL. Latents that the diffusion nets
+    see are (z − `shift`) · `scale`, per channel where tuples of z_channels are given.
+    """
+
+    z_channels: int
+    channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    patch: int = 1
+    norm_groups: int = 32
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        for name, values in (("scale", self.scale), ("shift", self.shift)):
+            if len(values) not in (1, self.z_channels):
+                raise ValueError(f"{name} has {len(values)} values; 1 or z_channels ({self.z_channels}) are allowed")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return int(self.patch * 2 ** (len(self.channel_mult) - 1))
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """A CLIP text tower. `output` "last": final-normed features of the last layer used (Chinese-CLIP, CLIP-L in
+    PanGu); "penultimate": features before the last layer, not normed, plus the pooled output through the text
+    projection (OpenCLIP bigG in SDXL). `skip_last` leaves out that many layers at the end ("last" only).
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    activation: Literal["quick_gelu", "gelu"]
+    output: Literal["last", "penultimate"]
+    context_length: int = 77
+    projection_dim: Optional[int] = None
+    skip_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class ImageTowerSpec:
+    """A CLIP vision transformer for contrastive training: `image_size` pixels cut into `patch_size` patches."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    projection_dim: int
