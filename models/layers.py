@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mindspore import Parameter, Tensor, nn
+from mindspore import ops as mops
 from mindspore.common.initializer import initializer
 
 from mindpangu import ops
@@ -68,6 +69,4 @@ def linear(in_channels: int, out_channels: int, bias: bool = True, init: str = "
 
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling of (N, C, H, W) by two."""
-    n, c, h, w = x.shape
-    x = x.reshape((n, c, h, 1, w, 1)).broadcast_to((n, c, h, 2, w, 2))
-    return x.reshape((n, c, h * 2, w * 2))
+    return mops.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="nearest")

@@ -1,0 +1,145 @@
+"""Write and read checkpoints: a safetensors file and, beside it, a JSON sidecar that says what the weights are.
+
+Both are written to a temporary file, flushed and renamed, so that a crash leaves the old version or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from mindpangu.errors import UserError
+
+MAX_NAMED = 3  # how many names an error lists of each kind
+
+
+class NamedParameter(Protocol):
+    """What a MindSpore Parameter offers and this room needs."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def asnumpy(self) -> np.ndarray: ...
+    def set_data(self, data: Any) -> Any: ...
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, or leave it as it was.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON beside a checkpoint: vae.safetensors -> vae.json."""
+    return path.with_suffix(".json")
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> None:
+    """Write the tensors and, after them, the sidecar: `card` plus the file's SHA-256 and size.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+    write_atomically(path, content)
+    described = {**card, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    write_atomically(sidecar(path), (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The sidecar of a checkpoint.
+
+    Raises:
+        UserError: absent, or not a JSON object.
+    """
+    beside = sidecar(path)
+    try:
+        card = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{beside}: no such file; a checkpoint needs its sidecar") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside}: not a JSON sidecar ({error})") from None
+    if not isinstance(card, dict):
+        raise UserError(f"{beside}: holds a {type(card).__name__}, not an object")
+    return card
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check a checkpoint against its sidecar and return the sidecar.
+
+    Raises:
+        UserError: naming the file and the check that failed (absent, size, SHA-256).
+    """
+    card = read_card(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) != card.get("bytes"):
+        raise UserError(f"{path}: size check failed: {len(content)} bytes, {card.get('bytes')} expected; fetch it again")
+    if hashlib.sha256(content).hexdigest() != card.get("sha256"):
+        raise UserError(f"{path}: SHA-256 check failed: the file is corrupt; fetch it again")
+    return card
+
+
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, as stored.
+
+    Raises:
+        UserError: absent or not a whole safetensors file.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def load_into(parameters: Iterable[NamedParameter], tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Set every parameter from the tensor of its name, converted to float32 where it is fp16.
+
+    Raises:
+        UserError: naming missing, unexpected and mis-shaped tensors; nothing is changed then.
+    """
+    from mindspore import Tensor
+
+    by_name = {p.name: p for p in parameters}
+    missing = [name for name in by_name if name not in tensors]
+    unexpected = [name for name in tensors if name not in by_name]
+    shapes = [
+        f"{name} {list(tensors[name].shape)} for {list(p.shape)}"
+        for name, p in by_name.items()
+        if name in tensors and tuple(tensors[name].shape) != tuple(p.shape)
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+    problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
+    if problems:
+        raise UserError(f"{source}: the tensors do not fit the net: {'; '.join(problems)}")
+    for name, parameter in by_name.items():
+        parameter.set_data(Tensor(tensors[name].astype(np.float32)))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")

@@ -1,0 +1,139 @@
+"""Training examples: example i is a function of (seed, i) alone, so any run on any machine sees the same sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mindpangu.data import captions, manifest
+from mindpangu.data.scenes import COLOURS, Scene, draw_scene, render
+from mindpangu.errors import UserError
+
+WHITE_BACKGROUNDS = 0.55
+PLACED_ALONE = 0.25  # compositions of a single picture off the middle
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on: a folder made by `mindpangu data`, and how to mix it.
+
+    `styles`, `groups` None: all there is. `min_side`: smallest stored picture used, in pixels (the texture generator
+    leaves out the small ones). `sizes`: "WxH", drawn in proportion to `size_weights`. `compositions`: share of scenes
+    with stated places.
+    """
+
+    folder: Path
+    styles: Optional[tuple[str, ...]] = None
+    groups: Optional[tuple[str, ...]] = None
+    min_side: int = 0
+    sizes: tuple[str, ...] = ("128x128",)
+    size_weights: tuple[float, ...] = (1.0,)
+    compositions: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) != len(self.size_weights):
+            raise ValueError(f"{len(self.sizes)} sizes but {len(self.size_weights)} size_weights")
+        for size in self.sizes:
+            parse_size(size)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """"160x96" -> (160, 96): width and height in pixels.
+
+    Raises:
+        ValueError: not two positive whole numbers joined by x.
+    """
+    width, sign, height = text.lower().partition("x")
+    if not (sign and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"size '{text}': use WIDTHxHEIGHT in pixels, for example 128x128")
+    return int(width), int(height)
+
+
+class Examples:
+    """The scenes of a split ("train" or "heldout"), drawn at random but for ever the same."""
+
+    def __init__(self, config: DataConfig, split: str = "train", seed: int = 0) -> None:
+        """Raises: UserError where the manifest is missing or nothing is left after the filters."""
+        self.config, self.seed = config, seed
+        everything = manifest.read(config.folder, config.styles, config.groups)
+        self.records = [r for r in everything if r.split == split and r.size >= config.min_side]
+        if not self.records:
+            raise UserError(f"{config.folder}: no {split} picture of at least {config.min_side} pixels")
+        self._pictures: dict[int, Image.Image] = {}
+        self._by_style: dict[str, list[int]] = {}
+        for i, record in enumerate(self.records):
+            self._by_style.setdefault(record.style, []).append(i)
+        self._sizes = [parse_size(size) for size in config.sizes]
+        weights = np.asarray(config.size_weights, np.float64)
+        self._weights = weights / weights.sum()
+
+    def picture(self, index: int) -> Image.Image:
+        """Picture `index` of the split, square RGBA, kept in memory.
+
+        Raises:
+            UserError: the file is gone or unreadable.
+        """
+        if index not in self._pictures:
+            path = self.config.folder / self.records[index].file
+            try:
+                with Image.open(path) as picture:
+                    self._pictures[index] = picture.convert("RGBA")
+            except (OSError, UnidentifiedImageError) as error:
+                raise UserError(f"{path}: cannot be read ({error}); build the data again") from None
+        return self._pictures[index]
+
+    def rng(self, index: int, purpose: str) -> np.random.Generator:
+        """The generator of example `index` for one purpose ("scene", "caption", …)."""
+        return np.random.default_rng([self.seed, index, *purpose.encode()])
+
+    def size_index(self, index: int) -> int:
+        """Which of the configured sizes example `index` has."""
+        return int(self.rng(index, "size").choice(len(self._sizes), p=self._weights))
+
+    def scene(self, index: int, size: Optional[tuple[int, int]] = None) -> Scene:
+        """Scene `index`. Single pictures go through the whole split in a new order each round."""
+        rng = self.rng(index, "scene")
+        if size is None:
+            size = self._sizes[self.size_index(index)]
+        first = self._in_turn(index)
+        pictures, at_places = [first], False
+        long = max(size) >= 2 * min(size)
+        if rng.random() < (max(self.config.compositions, 0.75) if long else self.config.compositions):
+            at_places = True
+            count = 1 if rng.random() < PLACED_ALONE else int(rng.integers(2, 4))
+            same_style = self._by_style[self.records[first].style]
+            pictures += [same_style[int(rng.integers(len(same_style)))] for _ in range(count - 1)]
+        white = rng.random() < WHITE_BACKGROUNDS
+        background = "white" if white else list(COLOURS)[int(rng.integers(1, len(COLOURS)))]
+        return draw_scene(rng, size, pictures, at_places, background)
+
+    def _in_turn(self, index: int) -> int:
+        turn, place = divmod(index, len(self.records))
+        return int(np.random.default_rng([self.seed, turn, 1]).permutation(len(self.records))[place])
+
+    def image(self, scene: Scene, scale: float = 1.0) -> np.ndarray:
+        """The rendered scene, (height, width, 3) uint8."""
+        return render(scene, self.picture, scale)
+
+    def caption(self, scene: Scene, index: int, language: Optional[str] = None) -> str:
+        """A wording of the scene, a function of (seed, index) alone; the language is drawn too unless given."""
+        rng = self.rng(index, "caption")
+        drawn = captions.LANGUAGES[int(rng.integers(len(captions.LANGUAGES)))]
+        return captions.caption(scene, self.records, language or drawn, rng)
+
+
+def to_model(images: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 pictures of one size -> (N, 3, H, W) float32 in [-1, 1]."""
+    batch = np.stack(images).astype(np.float32) / 127.5 - 1.0
+    return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+
+
+def to_pictures(batch: np.ndarray) -> np.ndarray:
+    """(N, 3, H, W) about [-1, 1] -> (N, H, W, 3) uint8."""
+    scaled = np.clip((batch.astype(np.float32) + 1.0) * 127.5 + 0.5, 0, 255)
+    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(0, 2, 3, 1))

@@ -1,0 +1,130 @@
+"""The typed form of a training file (configs/**/*.yaml). Key names are those Ascend users know from MindFormers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+from mindpangu.data.examples import DataConfig
+from mindpangu.models.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where to run; `seed` fixes the initial weights, the examples and all noise."""
+
+    device_target: Literal["auto", "CPU", "Ascend"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Runner:
+    """`images`: how many to see in all; `batch_size`: how many a step."""
+
+    images: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.images <= 0 or self.batch_size <= 0:
+            raise ValueError(f"images {self.images} and batch_size {self.batch_size} must both be positive")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW (arXiv 1711.05101) with bias correction; weight decay on matrices and kernels only."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class LRSchedule:
+    """Linear warm-up, then constant or cosine down to `final_ratio` of the peak; both lengths in images."""
+
+    learning_rate: float
+    type: Literal["constant", "cosine"] = "cosine"
+    warmup_images: int = 0
+    final_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """How often (in images) to log, to draw samples and to write a checkpoint; each also happens at the end."""
+
+    log_images: int = 1024
+    sample_images: int = 16384
+    checkpoint_images: int = 8192
+
+
+@dataclass(frozen=True)
+class VAETask:
+    """Train the autoencoder on random crops of `crop` pixels: L1 + mse·MSE + edge·|∇ error| + kl·KL."""
+
+    spec: VAESpec
+    crop: int = 64
+    mse_weight: float = 1.0
+    edge_weight: float = 0.5
+    kl_weight: float = 3e-4
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """Train both text towers and one image tower by contrast (arXiv 2103.00020).
+
+    Vocabulary sizes of the two specs are upper bounds for the tokenizers, which are trained on the same captions.
+    """
+
+    text_a: TextSpec
+    text_b: TextSpec
+    image: ImageTowerSpec
+    caption_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class DiffusionTask:
+    """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen VAE and text towers.
+
+    `pixels`: train on whole scenes drawn at this share of their size. `crop`: share of batches cut to `crop_latents`
+    square windows. `prediction` is what the net's output means. `scenes`: how many scenes are encoded once into the
+    latent cache; their captions are drawn afresh each time.
+    """
+
+    unet: UNetSpec
+    vae: Path
+    text: Path
+    sizes: tuple[str, ...]
+    t_min: int = 0
+    t_max: int = 1000
+    prediction: Literal["epsilon", "v", "x0"] = "v"
+    scale: float = 1.0
+    crop_share: float = 0.0
+    crop_latents: int = 8
+    caption_dropout: float = 0.1
+    scenes: int = 16384
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training. Exactly one of `vae`, `clip` and `diffusion` says what is trained."""
+
+    output_dir: Path
+    data: DataConfig
+    runner_config: Runner
+    lr_schedule: LRSchedule
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    context: Context = field(default_factory=Context)
+    ema_half_life_images: int = 10000
+    load_checkpoint: Optional[Path] = None
+    resume_training: bool = True
+    vae: Optional[VAETask] = None
+    clip: Optional[ClipTask] = None
+    diffusion: Optional[DiffusionTask] = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("vae", "clip", "diffusion") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of vae, clip and diffusion is needed; found {', '.join(given) or 'none'}")

@@ -1,0 +1,177 @@
+"""The training loop. Everything random is a function of (seed, images seen), so a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
+from mindpangu.config import dump
+from mindpangu.errors import UserError
+from mindpangu.train.config import TrainConfig
+from mindpangu.train.schedule import adamw_coefficients, learning_rate
+from mindpangu.train.step import TrainStep
+
+EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
+STATE = "state.safetensors"
+
+
+class Task(Protocol):
+    """What is trained. Weights are handed to `samples` and `export` as {name: array}: those of the average."""
+
+    loss_net: nn.Cell
+
+    def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
+        """The inputs of `loss_net` for images nimg … nimg + count; a function of these and the seed alone."""
+
+    def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
+        """Write a picture of what the net can do to `path`."""
+
+    def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
+        """Write the checkpoint others will load."""
+
+
+@dataclass
+class State:
+    """Where a run stands: images seen, steps taken, seconds spent; weights live in the step's parameters."""
+
+    nimg: int = 0
+    step: int = 0
+    seconds: float = 0.0
+
+
+class Average:
+    """Exponential moving average of the weights, with a half-life in images."""
+
+    def __init__(self, parameters: list, half_life: int) -> None:
+        self.parameters, self.half_life = parameters, half_life
+        self.values = {p.name: p.asnumpy().copy() for p in parameters}
+
+    def update(self, images: int, nimg: int) -> None:
+        """Move towards the present weights by what `images` more of them are worth; shorter at the start of a run."""
+        half_life = min(self.half_life, max(1, nimg // 4))
+        share = np.float32(1 - 0.5 ** (images / half_life))
+        for p in self.parameters:
+            value = self.values[p.name]
+            value += share * (p.asnumpy() - value)
+
+
+def git_commit() -> str:
+    """The commit of the working tree, or "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def save_state(folder: Path, state: State, step: TrainStep, average: Average, config: TrainConfig) -> None:
+    """Write weights, moments, average and counters."""
+    parameters = [*step.weights, *step.moment1, *step.moment2]
+    tensors = {p.name: p.asnumpy() for p in parameters}
+    tensors.update({f"average.{name}": value for name, value in average.values.items()})
+    tensors["progress"] = np.array([state.nimg, state.step, state.seconds], np.float64)
+    save_checkpoint(folder / STATE, tensors, {**vars(state), "config": dump(config), "git_commit": git_commit()})
+
+
+def load_state(folder: Path, step: TrainStep, average: Average) -> State:
+    """Continue from `folder`, bit for bit; a fresh State where there is nothing.
+
+    Raises:
+        UserError: the state is damaged or of another net.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return State()
+    tensors = load_tensors(path)
+    nimg, steps, seconds = tensors.pop("progress", np.zeros(3))
+    prefix = "average."
+    averaged = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    load_into([*step.weights, *step.moment1, *step.moment2], rest, str(path))
+    average.values = {name: value.copy() for name, value in averaged.items()}
+    return State(int(nimg), int(steps), float(seconds))
+
+
+def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
+    """Train `task` until `until` (default: all of the run's images); return where it stands.
+
+    Raises:
+        UserError: the loss stopped being a number; the last checkpoint is left as it was.
+    """
+    # Nets and state.
+    folder, batch_size = config.output_dir, config.runner_config.batch_size
+    total = config.runner_config.images
+    end = min(until or total, total)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.load_checkpoint is not None:
+        load_into(task.loss_net.trainable_params(), load_tensors(config.load_checkpoint), str(config.load_checkpoint))
+    step = TrainStep(task.loss_net, config.optimizer)
+    step.set_train()
+    average = Average(list(step.weights), config.ema_half_life_images)
+    state = load_state(folder, step, average) if config.resume_training else State()
+    losses: list[float] = []
+    started = time.monotonic()
+    bar = tqdm(total=total, initial=state.nimg, unit="img", desc=folder.name, smoothing=0.05, mininterval=1.0)
+
+    def passed(every: int) -> bool:
+        return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
+
+    with ThreadPoolExecutor(1) as pool, (folder / "stats.jsonl").open("a", encoding="utf-8") as stats:
+        upcoming = pool.submit(task.batch, state.nimg, batch_size)
+        while state.nimg < end:
+            # Gradients and step, while the next batch is made.
+            batch = upcoming.result()
+            upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size)
+            lr = learning_rate(config.lr_schedule, state.nimg, total)
+            scalars = [Tensor(v) for v in adamw_coefficients(config.optimizer, lr, state.step + 1)]
+            loss, norm = step(*scalars, *(Tensor(array) for array in batch))
+            losses.append(float(loss.asnumpy()))
+            state.nimg += batch_size
+            state.step += 1
+            bar.update(batch_size)
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"{folder}: the loss is {losses[-1]} after {state.nimg} images; lower "
+                    f"lr_schedule.learning_rate (now {config.lr_schedule.learning_rate}) and resume from the checkpoint"
+                )
+            # Average.
+            if state.step % EMA_EVERY == 0:
+                average.update(EMA_EVERY * batch_size, state.nimg)
+            # Status, samples, checkpoint.
+            if passed(config.callbacks.log_images):
+                spent = time.monotonic() - started
+                state.seconds, started = state.seconds + spent, time.monotonic()
+                mean = sum(losses) / len(losses)
+                line = {
+                    "nimg": state.nimg,
+                    "loss": round(mean, 6),
+                    "lr": lr,
+                    "grad_norm": round(float(norm.asnumpy()), 5),
+                    "img_per_sec": round(len(losses) * batch_size / spent, 2),
+                    "seconds": round(state.seconds, 1),
+                }
+                losses = []
+                stats.write(json.dumps(line) + "\n")
+                stats.flush()
+                bar.set_postfix(loss=f"{mean:.4f}")
+            if passed(config.callbacks.checkpoint_images):
+                save_state(folder, state, step, average, config)
+            if passed(config.callbacks.sample_images):
+                task.samples(average.values, folder / f"samples-{state.nimg:08d}.png")
+        upcoming.cancel()
+    bar.close()
+    card = {"nimg": state.nimg, "seconds": round(state.seconds), "config": dump(config), "git_commit": git_commit()}
+    task.export(average.values, folder, card)
+    return state
