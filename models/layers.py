@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore import ops as mops
 from mindspore.common.initializer import initializer
 
 from mindpangu import ops
+
+MAX_PERIOD = 10000.0  # of the sinusoidal embeddings
 
 
 class GroupNorm(nn.Cell):
@@ -40,6 +45,20 @@ class LayerNorm(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.gamma, self.beta, self.eps)
+
+
+class SinusoidalEmbedding(nn.Cell):
+    """(N,) numbers -> (N, width): cosines, then sines, of geometrically spaced frequencies (arXiv 2006.11239)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half, dtype=np.float64) / half)
+        self.frequencies = Tensor(frequencies.astype(np.float32)[None])
+
+    def construct(self, values: Tensor) -> Tensor:
+        angles = values.astype("float32").expand_dims(1) * self.frequencies
+        return mops.concat((mops.cos(angles), mops.sin(angles)), 1)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, init: str = "he_uniform") -> nn.Conv2d:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Optional
+
+from mindpangu.diffusion.schedule import ScheduleSpec
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,12 @@ class VAESpec:
 class TextSpec:
     """A CLIP text tower. `output` "last": final-normed features of the last layer used (Chinese-CLIP, CLIP-L in
     PanGu); "penultimate": features before the last layer, not normed, plus the pooled output through the text
-    projection (OpenCLIP bigG in SDXL). `skip_last` leaves out that many layers at the end ("last" only).
+    projection (OpenCLIP bigG in SDXL). `skip_last` leaves out that many layers at the end ("last" only). `end_id` is
+    the id of the end token, where a whole prompt is summed up.
     """
 
     vocab_size: int
+    end_id: int
     width: int
     layers: int
     heads: int
@@ -93,6 +97,13 @@ class TextSpec:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        if (self.output == "penultimate") != (self.projection_dim is not None):
+            raise ValueError("output 'penultimate' needs a projection_dim, output 'last' has none")
+
+    @property
+    def layers_used(self) -> int:
+        """Layers that are built."""
+        return self.layers - self.skip_last
 
 
 @dataclass(frozen=True)
@@ -105,3 +116,23 @@ class ImageTowerSpec:
     layers: int
     heads: int
     projection_dim: int
+
+
+@dataclass(frozen=True)
+class PanGuSpec:
+    """What ties the parts of a PanGu-Draw model together (model.json of a model folder).
+
+    `sizes`: "WxH" the model can draw; a size's index here is what the nets are told. `size_dim`: width of that
+    index's embedding. `t_struct`: the structure generator draws at t ≥ t_struct, the texture generator below.
+    `styles`: the words that make a style row of a prompt, by style and language.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    size_dim: int
+    t_struct: int
+    prediction: Literal["epsilon", "v", "x0"]
+    styles: dict[str, dict[str, str]]
+    default_size: str
+    default_guidance: float
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Optional
 
 from mindpangu.data.examples import DataConfig
+from mindpangu.diffusion.schedule import ScheduleSpec
 from mindpangu.models.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
 
 
@@ -80,30 +81,36 @@ class ClipTask:
     text_a: TextSpec
     text_b: TextSpec
     image: ImageTowerSpec
-    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
 class DiffusionTask:
-    """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen VAE and text towers.
+    """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text towers.
 
-    `pixels`: train on whole scenes drawn at this share of their size. `crop`: share of batches cut to `crop_latents`
-    square windows. `prediction` is what the net's output means. `scenes`: how many scenes are encoded once into the
-    latent cache; their captions are drawn afresh each time.
+    `vae` and `text`: folders that those trainings wrote. `sizes`: every size of the model, in the order of their
+    index; the data's sizes are among them. `prediction`: what the net's output means. `scenes`: how many scenes are
+    encoded, once, into the latent cache; their captions are drawn afresh each time. `crop_share`: share of the batches
+    that are cut to windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
+    `caption_dropout`: share of empty captions, for classifier-free guidance.
     """
 
     unet: UNetSpec
     vae: Path
     text: Path
     sizes: tuple[str, ...]
+    size_dim: int
+    scenes: int
     t_min: int = 0
     t_max: int = 1000
     prediction: Literal["epsilon", "v", "x0"] = "v"
-    scale: float = 1.0
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     crop_share: float = 0.0
     crop_latents: int = 8
     caption_dropout: float = 0.1
-    scenes: int = 16384
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < self.t_max <= self.schedule.steps:
+            raise ValueError(f"t_min {self.t_min}, t_max {self.t_max}: 0 ≤ t_min < t_max ≤ {self.schedule.steps}")
 
 
 @dataclass(frozen=True)

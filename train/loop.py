@@ -32,6 +32,9 @@ class Task(Protocol):
 
     loss_net: nn.Cell
 
+    def start_from(self, path: Path) -> None:
+        """Take the first weights from a checkpoint that `export` wrote."""
+
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """The inputs of `loss_net` for images nimg … nimg + count; a function of these and the seed alone."""
 
@@ -116,7 +119,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     end = min(until or total, total)
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
-        load_into(task.loss_net.trainable_params(), load_tensors(config.load_checkpoint), str(config.load_checkpoint))
+        task.start_from(config.load_checkpoint)
     step = TrainStep(task.loss_net, config.optimizer)
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)

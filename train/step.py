@@ -30,10 +30,7 @@ class TrainStep(nn.Cell):
 
     def construct(self, lr: Tensor, eps: Tensor, weight_decay: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, gradients = self.gradient(*batch)
-        squares = self.zero
-        for g in gradients:
-            squares += self.l2_loss(g)
-        norm = ops.sqrt(2.0 * squares)
+        norm = ops.sqrt(2.0 * ops.addn([self.l2_loss(g) for g in gradients]))
         scale = self.max_grad_norm / ops.maximum(norm, self.max_grad_norm)
         for i in range(len(self.weights)):
             decay = weight_decay if self.decays[i] else self.zero

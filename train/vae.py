@@ -12,10 +12,11 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 from PIL import Image
 
-from mindpangu.checkpoint.store import load_into, save_checkpoint
+from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.data.examples import Examples, to_model, to_pictures
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.train.config import TrainConfig, VAETask
+from mindpangu.train.weights import half, prefixed, unprefixed
 
 LATENT_STATISTICS = 512  # scenes over which scale and shift are measured
 GRID = 8
@@ -51,6 +52,10 @@ class TrainVAE:
         self.net = AutoencoderKL(self.task.spec)
         self.loss_net = VAELoss(self.net, self.task)
         self._shown = AutoencoderKL(self.task.spec)
+
+    def start_from(self, path: Path) -> None:
+        """Take the first weights from a vae.safetensors."""
+        load_into(self.net.trainable_params(), prefixed(load_tensors(path), "net."), str(path))
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Crops of scenes nimg … nimg + count, and the posterior's noise."""
@@ -96,10 +101,5 @@ class TrainVAE:
             shift=tuple(round(float(v), 5) for v in shift),
             scale=tuple(round(float(v), 5) for v in scale),
         )
-        tensors = {name: value.astype(np.float16) for name, value in unprefixed(weights, "net.").items()}
+        tensors = half(unprefixed(weights, "net."))
         save_checkpoint(folder / "vae.safetensors", tensors, {"spec": asdict(spec), **card})
-
-
-def unprefixed(weights: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The weights below `prefix`, without it."""
-    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}

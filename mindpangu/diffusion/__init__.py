@@ -1,0 +1,17 @@
+"""Floor 0: the mathematics of diffusion. Everything above speaks σ-space and x0; this room alone knows ε, v and tables."""
+
+from mindpangu.diffusion.denoiser import Denoiser, Guided, NetDenoiser, TimeDecoupled
+from mindpangu.diffusion.samplers import SAMPLERS
+from mindpangu.diffusion.schedule import NoiseSchedule, ScheduleSpec, karras_sigmas, uniform_sigmas
+
+__all__ = [
+    "SAMPLERS",
+    "Denoiser",
+    "Guided",
+    "NetDenoiser",
+    "NoiseSchedule",
+    "ScheduleSpec",
+    "TimeDecoupled",
+    "karras_sigmas",
+    "uniform_sigmas",
+]

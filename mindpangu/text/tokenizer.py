@@ -1,0 +1,96 @@
+"""The tokenizers of PanGu-Draw's two text towers, on the `tokenizers` library.
+
+Tower A: BERT WordPiece as in Chinese-CLIP: CJK characters split, lower case, accents stripped, [CLS] … [SEP], zero
+padded. Tower B: byte-level BPE as in CLIP: <|startoftext|> … <|endoftext|>, zero padded as in OpenCLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mindpangu.errors import UserError
+
+PAD, UNKNOWN, START_A, END_A = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+START_B, END_B = "<|startoftext|>", "<|endoftext|>"
+
+
+class TextTokenizer:
+    """Turns prompts into ids of a fixed length for one tower."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
+        self.tokenizer, self.context_length = tokenizer, context_length
+        self.end_id = next(
+            i for i in (tokenizer.token_to_id(END_A), tokenizer.token_to_id(END_B)) if i is not None
+        )
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Ids, (N, context_length) int32. A long prompt is cut and still ends with the end token."""
+        rows = np.zeros((len(prompts), self.context_length), np.int32)
+        for row, encoding in zip(rows, self.tokenizer.encode_batch(list(prompts))):
+            ids = encoding.ids[: self.context_length]
+            row[: len(ids)] = ids
+            if len(encoding.ids) > self.context_length:
+                row[-1] = self.end_id
+        return rows
+
+    def length(self, prompt: str) -> int:
+        """How many ids `prompt` takes, start and end included, uncut."""
+        return len(self.tokenizer.encode(prompt).ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return int(self.tokenizer.get_vocab_size())
+
+    @classmethod
+    def load(cls, path: Path, context_length: int) -> TextTokenizer:
+        """Read a tokenizer.json.
+
+        Raises:
+            UserError: absent or damaged.
+        """
+        if not path.exists():
+            raise UserError(f"{path}: no such file; the model folder is not whole")
+        try:
+            return cls(Tokenizer.from_file(str(path)), context_length)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path}: not a tokenizer file ({error})") from None
+
+
+def train_wordpiece(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Tower A's kind of tokenizer, trained on `corpus`; at most `vocab_size` ids, id 0 pads."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True, handle_chinese_chars=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [PAD, UNKNOWN, START_A, END_A]
+    tokenizer.train_from_iterator(
+        corpus, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    )
+    tokenizer.post_processor = processors.BertProcessing(
+        (END_A, tokenizer.token_to_id(END_A)), (START_A, tokenizer.token_to_id(START_A))
+    )
+    return tokenizer
+
+
+def train_byte_bpe(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Tower B's kind of tokenizer, trained on `corpus`; at most `vocab_size` ids, id 0 pads, no unknown text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, START_B, END_B],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    start, end = tokenizer.token_to_id(START_B), tokenizer.token_to_id(END_B)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START_B} $A {END_B}", special_tokens=[(START_B, start), (END_B, end)]
+    )
+    return tokenizer

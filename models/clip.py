@@ -1,0 +1,254 @@
+"""CLIP's towers (arXiv 2103.00020): two kinds of text tower, as PanGu-Draw uses them, and a vision transformer.
+
+Parameter names: tower A as in transformers' CLIPTextModel (Chinese-CLIP in PanGu-Draw), tower B as in OpenCLIP.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindspore import ops as mops
+from mindspore.common.initializer import Normal, initializer
+
+from mindpangu import ops
+from mindpangu.models.layers import LayerNorm, linear
+from mindpangu.models.spec import ImageTowerSpec, TextSpec
+
+INIT_STD = 0.02
+
+
+def dense(in_channels: int, out_channels: int) -> nn.Dense:
+    """A dense layer with CLIP's initial weights."""
+    return nn.Dense(in_channels, out_channels, weight_init=Normal(INIT_STD), bias_init="zeros")
+
+
+class Embedding(nn.Cell):
+    """A lookup table, (ids) -> (ids, width)."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = Parameter(initializer(Normal(INIT_STD), (size, width)), name="embedding_table")
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return mops.gather(self.embedding_table, ids, 0)
+
+
+def at_end(features: Tensor, ids: Tensor, end_id: int) -> Tensor:
+    """(N, L, C) -> (N, C): the feature of each row's first end token."""
+    is_end = (ids == end_id).astype("float32")
+    first = is_end * (mops.cumsum(is_end, 1) == 1).astype("float32")
+    return (features * first.expand_dims(-1)).sum(1)
+
+
+# ---- Tower A -------------------------------------------------------------------------------------------------------
+
+
+class SelfAttentionA(nn.Cell):
+    """Multi-head self-attention with four projections."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.heads, self.scale = spec.heads, (spec.width // spec.heads) ** -0.5
+        self.q_proj = dense(spec.width, spec.width)
+        self.k_proj = dense(spec.width, spec.width)
+        self.v_proj = dense(spec.width, spec.width)
+        self.out_proj = dense(spec.width, spec.width)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = ops.attention(
+            self.q_proj(x), self.k_proj(x), self.v_proj(x), heads=self.heads, scale=self.scale, mask=mask
+        )
+        return self.out_proj(y)
+
+
+class MLPA(nn.Cell):
+    """Two dense layers, four times wider between."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.fc1 = dense(spec.width, 4 * spec.width)
+        self.fc2 = dense(4 * spec.width, spec.width)
+        self.quick = spec.activation == "quick_gelu"
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.fc1(x)
+        return self.fc2(ops.quick_gelu(y) if self.quick else ops.gelu(y))
+
+
+class LayerA(nn.Cell):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(spec.width)
+        self.self_attn = SelfAttentionA(spec)
+        self.layer_norm2 = LayerNorm(spec.width)
+        self.mlp = MLPA(spec)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class EmbeddingsA(nn.Cell):
+    """Token plus position."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.token_embedding = Embedding(spec.vocab_size, spec.width)
+        self.position_embedding = Embedding(spec.context_length, spec.width)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.embedding_table
+
+
+class EncoderA(nn.Cell):
+    """The layers, under transformers' name."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.layers = nn.CellList([LayerA(spec) for _ in range(spec.layers_used)])
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+class TextTowerA(nn.Cell):
+    """ids (N, L) int32 -> (features (N, L, C) after the final norm, pooled (N, C) at the end token)."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.end_id = spec.end_id
+        self.embeddings = EmbeddingsA(spec)
+        self.encoder = EncoderA(spec)
+        self.final_layer_norm = LayerNorm(spec.width)
+        self.mask = ops.causal_mask(spec.context_length)
+
+    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.final_layer_norm(self.encoder(self.embeddings(ids), self.mask))
+        return features, at_end(features, ids, self.end_id)
+
+
+# ---- Tower B -------------------------------------------------------------------------------------------------------
+
+
+class SelfAttentionB(nn.Cell):
+    """Multi-head self-attention with one packed input projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.in_proj_weight = Parameter(initializer(Normal(INIT_STD), (3 * width, width)), name="in_proj_weight")
+        self.in_proj_bias = Parameter(initializer("zeros", (3 * width,)), name="in_proj_bias")
+        self.out_proj = dense(width, width)
+        self.matmul = mops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        n, length, width = x.shape
+        packed = self.matmul(x.reshape((n * length, width)), self.in_proj_weight) + self.in_proj_bias
+        q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
+        return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, mask=mask))
+
+
+class MLPB(nn.Cell):
+    """Two dense layers, four times wider between."""
+
+    def __init__(self, width: int, quick: bool) -> None:
+        super().__init__()
+        self.c_fc = dense(width, 4 * width)
+        self.c_proj = dense(4 * width, width)
+        self.quick = quick
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.c_fc(x)
+        return self.c_proj(ops.quick_gelu(y) if self.quick else ops.gelu(y))
+
+
+class ResidualAttentionBlock(nn.Cell):
+    """OpenCLIP's pre-norm transformer layer."""
+
+    def __init__(self, width: int, heads: int, quick: bool) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(width)
+        self.attn = SelfAttentionB(width, heads)
+        self.ln_2 = LayerNorm(width)
+        self.mlp = MLPB(width, quick)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class TransformerB(nn.Cell):
+    """The layers, under OpenCLIP's name; construct returns the last two states."""
+
+    def __init__(self, width: int, layers: int, heads: int, quick: bool) -> None:
+        super().__init__()
+        self.resblocks = nn.CellList([ResidualAttentionBlock(width, heads, quick) for _ in range(layers)])
+
+    def construct(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        before = x
+        for block in self.resblocks:
+            before = x
+            x = block(x, mask)
+        return before, x
+
+
+class TextTowerB(nn.Cell):
+    """ids (N, L) int32 -> (features (N, L, C) before the last layer, not normed; pooled (N, projection_dim))."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.end_id = spec.end_id
+        self.token_embedding = Embedding(spec.vocab_size, spec.width)
+        self.positional_embedding = Parameter(
+            initializer(Normal(INIT_STD), (spec.context_length, spec.width)), name="positional_embedding"
+        )
+        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, spec.activation == "quick_gelu")
+        self.ln_final = LayerNorm(spec.width)
+        self.text_projection = Parameter(
+            initializer(Normal(spec.width**-0.5), (spec.width, spec.projection_dim)), name="text_projection"
+        )
+        self.mask = ops.causal_mask(spec.context_length)
+
+    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.token_embedding(ids) + self.positional_embedding
+        features, last = self.transformer(x, self.mask)
+        pooled = mops.matmul(at_end(self.ln_final(last), ids, self.end_id), self.text_projection)
+        return features, pooled
+
+
+def text_tower(spec: TextSpec) -> nn.Cell:
+    """The tower that `spec.output` asks for."""
+    return TextTowerA(spec) if spec.output == "last" else TextTowerB(spec)
+
+
+# ---- Image tower ---------------------------------------------------------------------------------------------------
+
+
+class ImageTower(nn.Cell):
+    """A vision transformer: (N, 3, S, S) in [-1, 1] -> (N, projection_dim), the projected mean of the patches."""
+
+    def __init__(self, spec: ImageTowerSpec) -> None:
+        super().__init__()
+        patches = (spec.image_size // spec.patch_size) ** 2
+        self.patch_size, self.width = spec.patch_size, spec.width
+        self.patch_embedding = dense(3 * spec.patch_size**2, spec.width)
+        self.positional_embedding = Parameter(
+            initializer(Normal(INIT_STD), (patches, spec.width)), name="positional_embedding"
+        )
+        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, quick=True)
+        self.ln_post = LayerNorm(spec.width)
+        self.projection = Parameter(
+            initializer(Normal(spec.width**-0.5), (spec.width, spec.projection_dim)), name="projection"
+        )
+        self.mask = Tensor(np.zeros((patches, patches), np.float32))
+
+    def construct(self, x: Tensor) -> Tensor:
+        patches = mops.pixel_unshuffle(x, self.patch_size)
+        n, channels, h, w = patches.shape
+        tokens = self.patch_embedding(patches.reshape((n, channels, h * w)).transpose((0, 2, 1)))
+        _, last = self.transformer(tokens + self.positional_embedding, self.mask)
+        return mops.matmul(self.ln_post(last).mean(1), self.projection)

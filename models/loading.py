@@ -1,0 +1,51 @@
+"""Nets from the checkpoints that the trainers and the zoo write: the sidecar's spec builds, the tensors fill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from mindpangu.checkpoint.store import load_into, load_tensors, read_card
+from mindpangu.config import parse
+from mindpangu.models.conditioner import PanGuConditioner
+from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
+from mindpangu.models.unet import UNet
+from mindpangu.models.vae import AutoencoderKL
+
+Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec)
+
+
+def read_spec(path: Path, kind: type[Spec]) -> Spec:
+    """The spec in a checkpoint's sidecar.
+
+    Raises:
+        UserError: no sidecar, or its spec is not a `kind`.
+    """
+    return parse(read_card(path).get("spec"), kind, f"{path.with_suffix('.json')}: spec")
+
+
+def load_vae(path: Path) -> AutoencoderKL:
+    """The autoencoder of a checkpoint, for inference. Raises: UserError."""
+    net = AutoencoderKL(read_spec(path, VAESpec))
+    load_into(net.trainable_params(), load_tensors(path), str(path))
+    return net.set_train(False)
+
+
+def load_unet(path: Path) -> UNet:
+    """The UNet of a checkpoint, for inference. Raises: UserError."""
+    net = UNet(read_spec(path, UNetSpec))
+    load_into(net.trainable_params(), load_tensors(path), str(path))
+    return net.set_train(False)
+
+
+def load_conditioner(folder: Path, size_dim: int) -> PanGuConditioner:
+    """Both text towers of a folder (text_a.safetensors, text_b.safetensors), for inference. Raises: UserError."""
+    paths = folder / "text_a.safetensors", folder / "text_b.safetensors"
+    net = PanGuConditioner(read_spec(paths[0], TextSpec), read_spec(paths[1], TextSpec), size_dim)
+    for tower, path in zip((net.text_a, net.text_b), paths):
+        # A tower inside the conditioner carries its place in its parameters' names.
+        prefix = f"text_{path.stem[-1]}."
+        load_into(
+            tower.trainable_params(), {prefix + name: value for name, value in load_tensors(path).items()}, str(path)
+        )
+    return net.set_train(False)

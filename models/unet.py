@@ -1,0 +1,248 @@
+"""The SDXL-shaped UNet (arXiv 2307.01952) of PanGu-Draw's structure and texture generators; ldm's parameter names."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from mindspore import Tensor, nn
+from mindspore import ops as mops
+
+from mindpangu import ops
+from mindpangu.models.layers import (
+    GroupNorm,
+    GroupNormSiLU,
+    LayerNorm,
+    SinusoidalEmbedding,
+    conv1x1,
+    conv3x3,
+    linear,
+    upsample2x,
+)
+from mindpangu.models.spec import UNetSpec
+
+RES_EPS, TRANSFORMER_EPS = 1e-5, 1e-6
+
+
+def silu(x: Tensor) -> Tensor:
+    """x · σ(x)."""
+    return x * mops.sigmoid(x)
+
+
+class ResBlock(nn.Cell):
+    """Residual block; the embedding is added between the convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, groups: int) -> None:
+        super().__init__()
+        self.in_layers = nn.CellList(
+            [GroupNormSiLU(in_channels, groups, RES_EPS), nn.Identity(), conv3x3(in_channels, out_channels)]
+        )
+        self.emb_layers = nn.CellList([nn.Identity(), linear(embedding, out_channels)])
+        self.out_layers = nn.CellList(
+            [
+                GroupNormSiLU(out_channels, groups, RES_EPS),
+                nn.Identity(),
+                nn.Identity(),
+                conv3x3(out_channels, out_channels, init="zeros"),
+            ]
+        )
+        self.changes_width = in_channels != out_channels
+        if self.changes_width:
+            self.skip_connection = conv1x1(in_channels, out_channels)
+
+    def construct(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x: (N, C, h, w); embedding: (N, E), after SiLU."""
+        h = self.in_layers[2](self.in_layers[0](x))
+        h = h + self.emb_layers[1](embedding).expand_dims(-1).expand_dims(-1)
+        h = self.out_layers[3](self.out_layers[0](h))
+        return (self.skip_connection(x) if self.changes_width else x) + h
+
+
+class Attention(nn.Cell):
+    """Multi-head attention of x (N, S, C) to context (N, T, K)."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (channels // heads) ** -0.5
+        self.to_q = linear(channels, channels, bias=False)
+        self.to_k = linear(context_dim, channels, bias=False)
+        self.to_v = linear(context_dim, channels, bias=False)
+        self.to_out = nn.CellList([linear(channels, channels)])
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        y = ops.attention(
+            self.to_q(x), self.to_k(context), self.to_v(context), heads=self.heads, scale=self.scale
+        )
+        return self.to_out[0](y)
+
+
+class GEGLU(nn.Cell):
+    """Dense layer to twice the width, gated (arXiv 2002.05202)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = linear(channels, 2 * inner)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.geglu(self.proj(x))
+
+
+class FeedForward(nn.Cell):
+    """GEGLU, then back to the width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.CellList([GEGLU(channels, 4 * channels), nn.Identity(), linear(4 * channels, channels)])
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Cell):
+    """Self-attention, cross-attention, feed-forward; each pre-normed and residual."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn1 = Attention(channels, channels, heads)
+        self.attn2 = Attention(channels, context_dim, heads)
+        self.ff = FeedForward(channels)
+        self.norm1 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Cell):
+    """Transformer blocks over the positions of (N, C, h, w), residual as a whole."""
+
+    def __init__(self, channels: int, depth: int, spec: UNetSpec) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels, spec.norm_groups, TRANSFORMER_EPS)
+        self.proj_in = linear(channels, channels)
+        heads = channels // spec.head_dim
+        self.transformer_blocks = nn.CellList(
+            [TransformerBlock(channels, spec.context_dim, heads) for _ in range(depth)]
+        )
+        self.proj_out = linear(channels, channels, init="zeros")
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        y = self.proj_in(self.norm(x).reshape((n, c, h * w)).transpose((0, 2, 1)))
+        for block in self.transformer_blocks:
+            y = block(y, context)
+        return x + self.proj_out(y).transpose((0, 2, 1)).reshape((n, c, h, w))
+
+
+class Downsample(nn.Cell):
+    """3×3 convolution with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = conv3x3(channels, channels, stride=2)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Cell):
+    """Double the size, then 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv(upsample2x(x))
+
+
+class UNet(nn.Cell):
+    """construct(x (N, C, h, w), t (N,), context (N, T, K), vector (N, V) or None) -> (N, out_channels, h, w).
+
+    t counts 0 … 999 and may be fractional. What the output means (ε, v, x0) is `mindpangu.diffusion`'s business.
+    """
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        embedding = 4 * spec.model_channels
+        self.timestep = SinusoidalEmbedding(spec.model_channels)
+        self.time_embed = nn.CellList(
+            [linear(spec.model_channels, embedding), nn.Identity(), linear(embedding, embedding)]
+        )
+        self.has_vector = spec.vector_dim > 0
+        if self.has_vector:
+            inner = nn.CellList([linear(spec.vector_dim, embedding), nn.Identity(), linear(embedding, embedding)])
+            self.label_emb = nn.CellList([inner])
+        widths = [spec.model_channels * mult for mult in spec.channel_mult]
+        self.input_blocks, skips = self._down(spec, widths, embedding)
+        self.middle_block = nn.CellList(self._block(spec, widths[-1], widths[-1], embedding, spec.transformer_depth[-1]))
+        self.middle_block.append(ResBlock(widths[-1], widths[-1], embedding, spec.norm_groups))
+        self.output_blocks = self._up(spec, widths, embedding, skips)
+        self.out = nn.CellList(
+            [
+                GroupNormSiLU(widths[0], spec.norm_groups, RES_EPS),
+                nn.Identity(),
+                conv3x3(widths[0], spec.out_channels, init="zeros"),
+            ]
+        )
+
+    @staticmethod
+    def _block(spec: UNetSpec, in_channels: int, out_channels: int, embedding: int, depth: int) -> list[nn.Cell]:
+        layers: list[nn.Cell] = [ResBlock(in_channels, out_channels, embedding, spec.norm_groups)]
+        return layers + ([SpatialTransformer(out_channels, depth, spec)] if depth else [])
+
+    def _down(self, spec: UNetSpec, widths: list[int], embedding: int) -> tuple[nn.CellList, list[int]]:
+        stages = [nn.CellList([conv3x3(spec.in_channels, widths[0])])]
+        skips, channels = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(spec.num_res_blocks):
+                stages.append(nn.CellList(self._block(spec, channels, width, embedding, spec.transformer_depth[level])))
+                skips.append(width)
+                channels = width
+            if level < len(widths) - 1:
+                stages.append(nn.CellList([Downsample(width)]))
+                skips.append(width)
+        return nn.CellList(stages), skips
+
+    def _up(self, spec: UNetSpec, widths: list[int], embedding: int, skips: list[int]) -> nn.CellList:
+        stages, channels, skips = [], widths[-1], list(skips)
+        for level in reversed(range(len(widths))):
+            for i in range(spec.num_res_blocks + 1):
+                depth = spec.transformer_depth[level]
+                layers = self._block(spec, channels + skips.pop(), widths[level], embedding, depth)
+                channels = widths[level]
+                if level and i == spec.num_res_blocks:
+                    layers.append(Upsample(channels))
+                stages.append(nn.CellList(layers))
+        return nn.CellList(stages)
+
+    @staticmethod
+    def _stage(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """What stands under one number of input_blocks or output_blocks, called in order."""
+        for layer in layers:
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+    def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Optional[Tensor] = None) -> Tensor:
+        embedding = self.time_embed[2](silu(self.time_embed[0](self.timestep(t))))
+        if self.has_vector:
+            embedding = embedding + self.label_emb[0][2](silu(self.label_emb[0][0](vector)))
+        embedding = silu(embedding)
+        skips = []
+        for stage in self.input_blocks:
+            x = self._stage(stage, x, embedding, context)
+            skips.append(x)
+        x = self._stage(self.middle_block, x, embedding, context)
+        for i in range(len(self.output_blocks)):
+            x = mops.concat((x, skips[-1 - i]), 1)
+            x = self._stage(self.output_blocks[i], x, embedding, context)
+        return self.out[2](self.out[0](x))
