@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card
 from mindpangu.config import parse
+from mindpangu.errors import UserError
 from mindpangu.models.conditioner import PanGuConditioner
-from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
+from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
 
@@ -49,3 +51,13 @@ def load_conditioner(folder: Path, size_dim: int) -> PanGuConditioner:
             tower.trainable_params(), {prefix + name: value for name, value in load_tensors(path).items()}, str(path)
         )
     return net.set_train(False)
+
+
+def load_model_spec(folder: Path) -> PanGuSpec:
+    """model.json of a model folder. Raises: UserError."""
+    path = folder / "model.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a model description ({error})") from None
+    return parse(values, PanGuSpec, str(path))

@@ -1,0 +1,186 @@
+"""Measure a model against real pictures: concept retrieval by an independent judge, compositions, VAE fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+from mindpangu.data import manifest
+from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
+from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
+from mindpangu.data.scenes import Placed, Scene, cell, nearest_colour
+from mindpangu.errors import UserError
+from mindpangu.infer.pipeline import PanGuDraw, Progress
+from mindpangu.metrics.features import Judge
+from mindpangu.metrics.fidelity import psnr
+from mindpangu.metrics.retrieval import ranks, recall_at
+
+SIDE = 128
+ENCODE_BATCH = 16
+POOL = 100  # pictures among which a composition's parts are looked for
+BORDER = 3  # pixels of the frame whose median is the background
+TOP = 5
+
+Draw = Callable[[Sequence[str], Optional[Progress]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All real pictures of a data set, both splits, drawn alone on white."""
+
+    records: list[manifest.Record]
+    examples: dict[str, Examples]
+
+    @classmethod
+    def open(cls, config: DataConfig) -> Pictures:
+        """Raises: UserError where there is no data."""
+        examples = {split: Examples(config, split) for split in manifest.SPLITS}
+        return cls([r for e in examples.values() for r in e.records], examples)
+
+    def render(self, record: manifest.Record, background: str = "white", side: int = SIDE) -> np.ndarray:
+        """(side, side, 3) uint8."""
+        examples = self.examples[record.split]
+        index = examples.records.index(record)
+        scene = Scene(side, side, background, (Placed(index, "middle", side / 2, side / 2, round(side * 0.92)),))
+        return examples.image(scene)
+
+
+def round_trip(model: PanGuDraw, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pictures of one size through the autoencoder and back."""
+    from mindspore import Tensor
+
+    out: list[np.ndarray] = []
+    for start in range(0, len(pictures), ENCODE_BATCH):
+        part = list(pictures[start : start + ENCODE_BATCH])
+        padded = part + [part[-1]] * (ENCODE_BATCH - len(part))
+        decoded = model.vae.decode(model.vae.encode(Tensor(to_model(padded)))).asnumpy()
+        out += list(to_pictures(decoded))[: len(part)]
+    return out
+
+
+def vae_fidelity(model: PanGuDraw, pictures: Pictures, split: str) -> dict[str, Any]:
+    """PSNR of the round trip over all pictures of a split that are stored at full size."""
+    real = [pictures.render(r) for r in pictures.records if r.split == split and r.size >= SIDE]
+    values = psnr(np.stack(real), np.stack(round_trip(model, real)))
+    return {"pictures": len(real), "psnr_mean": float(values.mean()), "psnr_median": float(np.median(values))}
+
+
+def prompt_for(record: manifest.Record, language: str) -> str:
+    """The plain request for a picture: its name and its style's words."""
+    return f"{record.name[language]}, {style_words(record.style, language)[0]}"
+
+
+def judge_pairs(
+    model: PanGuDraw, pictures: Pictures, judge: Judge, split: str, count: int, seed: int, draw: Draw, progress: Progress
+) -> dict[str, Any]:
+    """R@1 and R@5 of drawn pictures of `count` (concept, style) pairs, beside the two yardsticks.
+
+    `ceiling`: the real picture after the VAE round trip; `other_artist`: the concept's real pictures in other styles.
+    """
+    records = [r for r in pictures.records if r.split == split]
+    chosen = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:count]]
+    galleries = {}
+    for style in sorted({r.style for r in pictures.records}):
+        members = [r for r in pictures.records if r.style == style]
+        galleries[style] = ([r.concept for r in members], judge([pictures.render(r) for r in members]))
+
+    def rank(records: Sequence[manifest.Record], images: Sequence[np.ndarray]) -> np.ndarray:
+        features, found = judge(images), np.zeros(len(images), int)
+        for style, (concepts, gallery) in galleries.items():
+            rows = [i for i, r in enumerate(records) if r.style == style]
+            if rows:
+                answers = np.array([concepts.index(records[i].concept) for i in rows])
+                found[rows] = ranks(features[rows], gallery, answers)
+        return found
+
+    result: dict[str, Any] = {"pairs": len(chosen)}
+
+    def add(name: str, found: np.ndarray) -> None:
+        result[name] = {"R@1": recall_at(found, 1), "R@5": recall_at(found, 5)}
+
+    add("ceiling", rank(chosen, round_trip(model, [pictures.render(r) for r in chosen])))
+    others = [(r, o) for r in chosen for o in pictures.records if o.concept == r.concept and o.style != r.style]
+    add("other_artist", rank([r for r, _ in others], [pictures.render(o) for _, o in others]))
+    for language in LANGUAGES:
+        add(f"drawn_{language}", rank(chosen, draw([prompt_for(r, language) for r in chosen], progress)))
+    return result
+
+
+def composition_prompt(things: Sequence[str], places: Sequence[str], style: str, colour: str, language: str) -> str:
+    """The plain request for a composition, e.g. "a fox on the left, a tree on the right, blue background, 3D style"."""
+    where = PLACE_WORDS[language]
+    if language == "en":
+        parts = [f"a {thing} {where[place][0]}" for thing, place in zip(things, places)]
+        return ", ".join([*parts, f"{colour} background", style_words(style, language)[0]])
+    parts = [f"{thing}{where[place][0]}" for thing, place in zip(things, places)]
+    return "，".join([*parts, f"{COLOUR_WORDS[colour]}背景", style_words(style, language)[0]])
+
+
+def judge_compositions(
+    pictures: Pictures, judge: Judge, count: int, seed: int, draw: Draw, progress: Progress
+) -> dict[str, Any]:
+    """Pairs at stated places on a stated colour: is each picture where it should be, and is the colour right?
+
+    A picture is found where the crop around its place ranks it among the TOP of a pool of POOL trained pictures of its
+    style on the same colour (the other picture of the scene is in the pool, so swapped places count as wrong).
+    `real` is what the same check says of the scenes drawn from real pictures.
+    """
+    rng = np.random.default_rng(seed)
+    style = sorted({r.style for r in pictures.records})[0]
+    trained = [r for r in pictures.records if r.split == "train" and r.style == style]
+    pool = [trained[i] for i in rng.permutation(len(trained))[:POOL]]
+    if len(pool) < 2:
+        raise UserError(f"compositions need at least two trained pictures of style {style}; found {len(pool)}")
+    colours = ("white", "blue", "yellow", "green")
+    scenes = []
+    for i in range(count):
+        first, second = (int(k) for k in rng.choice(len(pool), 2, replace=False))
+        places = (("left", "right"), ("top", "bottom"))[int(rng.integers(2))]
+        scenes.append((colours[i % len(colours)], ((first, places[0]), (second, places[1]))))
+    galleries = {c: judge([_cell_image(pictures, r, c) for r in pool]) for c in colours}
+
+    def check(images: Sequence[np.ndarray]) -> dict[str, float]:
+        colour_right, found = [], []
+        for image, (colour, parts) in zip(images, scenes):
+            frame = np.concatenate([image[:BORDER].reshape(-1, 3), image[-BORDER:].reshape(-1, 3)])
+            colour_right.append(nearest_colour(np.median(frame, axis=0)) == colour)
+            features = judge([_crop(image, place) for _, place in parts])
+            place_ranks = ranks(features, galleries[colour], np.array([number for number, _ in parts]))
+            found.append([bool(r <= TOP) for r in place_ranks])
+        each, colours_ok = np.array(found), np.array(colour_right)
+        return {
+            "picture_at_place": float(each.mean()),
+            "background": float(colours_ok.mean()),
+            "all_right": float((each.all(1) & colours_ok).mean()),
+        }
+
+    real = []
+    for colour, parts in scenes:
+        placed = []
+        for number, place in parts:
+            x, y, free = cell(SIDE, SIDE, place, 2)
+            index = pictures.examples["train"].records.index(pool[number])
+            placed.append(Placed(index, place, x, y, round(free * 0.92)))
+        real.append(pictures.examples["train"].image(Scene(SIDE, SIDE, colour, tuple(placed))))
+    result: dict[str, Any] = {"scenes": count, "style": style, "real": check(real)}
+    for language in LANGUAGES:
+        prompts = [
+            composition_prompt([pool[n].name[language] for n, _ in parts], [p for _, p in parts], style, colour, language)
+            for colour, parts in scenes
+        ]
+        result[f"drawn_{language}"] = check(draw(prompts, progress))
+    return result
+
+
+def _cell_image(pictures: Pictures, record: manifest.Record, colour: str) -> np.ndarray:
+    return pictures.render(record, colour, SIDE // 2)
+
+
+def _crop(image: np.ndarray, place: str) -> np.ndarray:
+    x, y, free = cell(SIDE, SIDE, place, 2)
+    top, left = round(y - free / 2), round(x - free / 2)
+    top, left = (min(max(0, v), SIDE - round(free)) for v in (top, left))
+    return image[top : top + round(free), left : left + round(free)]

@@ -1,0 +1,162 @@
+"""PanGu-Draw's pipeline: tokenise, condition, draw noise, walk the noise levels, decode."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+from PIL import Image
+
+from mindpangu import runtime, zoo
+from mindpangu.data.examples import to_pictures
+from mindpangu.diffusion import SAMPLERS, Guided, NetDenoiser, NoiseSchedule, TimeDecoupled
+from mindpangu.diffusion.schedule import SIGMA_LISTS
+from mindpangu.infer.request import Request, check
+
+BATCH = 8  # pictures drawn together
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and what made it. `settings` is plain data, as written into the PNG's metadata."""
+
+    image: Image.Image
+    prompt: str
+    index: int
+    settings: Mapping[str, Any]
+
+
+def picture_noise(seed: int, prompt: str, index: int, draw: int, shape: Sequence[int]) -> np.ndarray:
+    """Unit Gaussian noise, a function of (seed, prompt, index of the picture, number of the draw) alone."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 16, 4)]
+    rng = np.random.default_rng([seed, *words, index, draw])
+    return rng.standard_normal(tuple(shape), np.float32)
+
+
+def is_chinese(prompt: str) -> bool:
+    """True where the prompt holds a CJK character."""
+    return any("\u4e00" <= character <= "\u9fff" for character in prompt)
+
+
+class PanGuDraw:
+    """A text-to-image model: structure and texture generator, autoencoder, two text towers.
+
+    >>> pictures = PanGuDraw.from_pretrained("emoji-128")("一只狐狸, 3D风格", steps=30, seed=1)
+    >>> pictures[0].image.save("fox.png")
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model folder. MindSpore must have been started (`runtime.start`).
+
+        Raises:
+            UserError: a file is missing, corrupt, or does not fit.
+        """
+        from mindpangu.models.loading import load_conditioner, load_model_spec, load_unet, load_vae
+        from mindpangu.text.tokenizer import TextTokenizer
+
+        zoo.check(folder)
+        self.spec = load_model_spec(folder)
+        self.schedule = NoiseSchedule(self.spec.schedule)
+        self.vae = load_vae(folder / "vae.safetensors")
+        self.conditioner = load_conditioner(folder, self.spec.size_dim)
+        length = self.conditioner.text_a.mask.shape[0]
+        self.tokenizers = [TextTokenizer.load(folder / name, length) for name in zoo.TOKENIZERS]
+        structure, texture = (load_unet(folder / f"{name}.safetensors") for name in ("structure", "texture"))
+        self.denoiser = TimeDecoupled(
+            NetDenoiser(structure, self.schedule, self.spec.prediction),
+            NetDenoiser(texture, self.schedule, self.spec.prediction),
+            float(self.schedule.sigma(np.float64(self.spec.t_struct))),
+        )
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: Union[str, Path], device: str = "auto") -> PanGuDraw:
+        """A zoo model by name ("emoji-128"), or one's own model folder, on "CPU", "Ascend" or whichever is there.
+
+        Raises:
+            UserError: unknown name, absent device, damaged files.
+        """
+        folder = zoo.find(name_or_folder)
+        runtime.start(device)
+        return cls(folder)
+
+    def __call__(self, prompts: Union[str, Sequence[str]], *, progress: Optional[Progress] = None, **options: Any):
+        """Draw `n` pictures of each prompt; options are `Request`'s fields. progress(done, total) counts steps.
+
+        Returns:
+            A list of Drawings, prompt by prompt.
+
+        Raises:
+            UserError: the model cannot do what is asked.
+        """
+        defaults = {"size": self.spec.default_size, "guidance": self.spec.default_guidance}
+        given = {key: value for key, value in options.items() if value is not None}
+        request = Request((prompts,) if isinstance(prompts, str) else tuple(prompts), **{**defaults, **given})
+        check(request, self.spec)
+        return list(self.draw(request, progress))
+
+    def draw(self, request: Request, progress: Optional[Progress] = None) -> Iterator[Drawing]:
+        """The pictures of a checked request, as they are finished."""
+        wanted = [(prompt, i) for prompt in request.prompts for i in range(request.n)]
+        batches = [wanted[start : start + BATCH] for start in range(0, len(wanted), BATCH)]
+        for prompt in request.prompts:
+            self._warn_if_cut(prompt)
+        for number, batch in enumerate(batches):
+            latents = self._denoise(request, batch, lambda step, b=number: _report(progress, b, len(batches), step))
+            pictures = to_pictures(self.vae.decode(latents).asnumpy())
+            for (prompt, index), picture in zip(batch, pictures):
+                yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index))
+
+    def _warn_if_cut(self, prompt: str) -> None:
+        for tokenizer in self.tokenizers:
+            length, limit = tokenizer.length(prompt), tokenizer.context_length
+            if length > limit:
+                warnings.warn(f"the prompt is {length} tokens long; the end beyond {limit} is not read", stacklevel=4)
+                return
+
+    def _condition(self, request: Request, prompts: Sequence[str]) -> tuple[Any, Any]:
+        """Rows for `Guided`: the negative prompt, the prompts, then the prompts with each style's words."""
+        from mindspore import Tensor
+
+        rows = [request.negative] * len(prompts) + list(prompts)
+        for style in request.styles:
+            words = self.spec.styles[style]
+            rows += [f"{p}, {words['zh' if is_chinese(p) else 'en']}" for p in prompts]
+        index = np.full(len(rows), self.spec.sizes.index(request.size), np.int32)
+        return self.conditioner(*(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers), Tensor(index))
+
+    def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
+        from mindspore import Tensor
+
+        sigmas = SIGMA_LISTS[request.sigmas](self.schedule, request.steps)
+        factor, channels = self.vae.spec.factor, self.vae.spec.z_channels
+        shape = (channels, request.height // factor, request.width // factor)
+
+        def noise(draw: int) -> Any:
+            return Tensor(np.stack([picture_noise(request.seed, p, i, draw, shape) for p, i in batch]))
+
+        cond = self._condition(request, [prompt for prompt, _ in batch])
+        denoiser = Guided(self.denoiser, request.guidance, tuple(request.styles.values()))
+        return SAMPLERS[request.sampler](
+            lambda x, sigma: denoiser(x, sigma, cond),
+            noise(0) * float(np.sqrt(1 + sigmas[0] ** 2)),
+            sigmas,
+            noise=lambda step: noise(step + 1),
+            callback=on_step,
+        )
+
+    def _settings(self, request: Request, prompt: str, index: int) -> dict[str, Any]:
+        shown = {key: value for key, value in vars(request).items() if key not in ("prompts", "n")}
+        return {"model": self.spec.name, "prompt": prompt, "index": index, **shown, "styles": dict(request.styles)}
+
+
+def _report(progress: Optional[Progress], batch: int, batches: int, state: dict) -> None:
+    if progress is not None:
+        progress(batch * state["steps"] + state["step"] + 1, batches * state["steps"])

@@ -1,0 +1,83 @@
+"""What a user asks a pipeline for, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mindpangu.data.examples import parse_size
+from mindpangu.diffusion.samplers import SAMPLERS
+from mindpangu.diffusion.schedule import SIGMA_LISTS
+from mindpangu.errors import UserError, nearest
+from mindpangu.models.spec import PanGuSpec
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts and how to draw them.
+
+    size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
+    sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS.
+    """
+
+    prompts: tuple[str, ...]
+    size: str
+    guidance: float
+    steps: int = 30
+    styles: Mapping[str, float] = field(default_factory=dict)
+    negative: str = ""
+    seed: int = 0
+    n: int = 1
+    sampler: str = "euler"
+    sigmas: str = "uniform"
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return parse_size(self.size)[0]
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return parse_size(self.size)[1]
+
+
+def check(request: Request, spec: PanGuSpec) -> None:
+    """Refuse what the model cannot do.
+
+    Raises:
+        UserError: one line: what was found, what is allowed.
+    """
+    if not request.prompts:
+        raise UserError('no prompt was given; for example: mindpangu generate "a red bus"')
+    for number, prompt in enumerate(request.prompts, start=1):
+        if not prompt.strip():
+            raise UserError(f"prompt {number} is empty; say what to draw")
+    if request.size not in spec.sizes:
+        raise UserError(f"size {request.size} cannot be drawn by {spec.name}; it draws {', '.join(spec.sizes)}")
+    for name, value in (("steps", request.steps), ("n", request.n)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; at least 1 is needed")
+    if request.steps > spec.schedule.steps:
+        raise UserError(f"steps is {request.steps}; the noise schedule has {spec.schedule.steps}")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise UserError(f"seed is {request.seed}; 0 to {MAX_SEED} is allowed")
+    if not math.isfinite(request.guidance):
+        raise UserError(f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}")
+    for style, weight in request.styles.items():
+        if style not in spec.styles:
+            raise UserError(
+                f"style '{style}' is unknown to {spec.name}; it knows {', '.join(spec.styles)}"
+                f"{nearest(style, spec.styles)}"
+            )
+        if not math.isfinite(weight):
+            raise UserError(f"style {style}={weight}: a finite weight is needed, for example {style}=2")
+    for what, value, allowed in (
+        ("sampler", request.sampler, list(SAMPLERS)),
+        ("sigmas", request.sigmas, list(SIGMA_LISTS)),
+    ):
+        if value not in allowed:
+            raise UserError(f"{what} '{value}' is unknown; allowed: {', '.join(allowed)}{nearest(value, allowed)}")

@@ -1,0 +1,42 @@
+"""`mindpangu doctor`: what is installed, what is in force, what is missing."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from mindpangu import runtime, zoo
+from mindpangu.ascend_kernels.toolkit import missing
+from mindpangu.errors import UserError
+from mindpangu.version import __version__
+
+PACKAGES = ("mindspore", "mindformers", "numpy", "pillow", "safetensors", "tokenizers", "torch")
+
+
+def doctor() -> None:
+    """Print versions, device, settings, what Ascend lacks, and the state of the zoo. Exit code 2 if a check fails."""
+    device = runtime.start()
+    print(f"mindpangu   {__version__} on Python {platform.python_version()}, {platform.machine()} {sys.platform}")
+    for package in PACKAGES:
+        try:
+            print(f"{package:<11} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:<11} not installed")
+    print(f"device      {device}, graph mode, {runtime.cores()} cores")
+    for setting in runtime.settings():
+        print(f"setting     {setting.name}={setting.value} (set by {setting.origin})")
+        if setting.name == "ONEDNN_MAX_CPU_ISA" and setting.value != runtime.ONEDNN_ISA:
+            print(f"            convolutions may be 70 times slower than with {runtime.ONEDNN_ISA}; unset it")
+    lacking = missing()
+    print("Ascend      " + ("complete" if not lacking else "missing: " + "; ".join(lacking)))
+    failed = False
+    for name in zoo.names():
+        try:
+            zoo.check(zoo.find(name))
+            print(f"zoo         {name}: intact")
+        except UserError as error:
+            failed = True
+            print(f"zoo         {name}: {error}")
+    if failed:
+        raise UserError("the zoo is damaged, see above; reinstall mindpangu")

@@ -1,0 +1,96 @@
+"""`mindpangu eval`: measure a model against real pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from mindpangu.cli.generate import DEFAULT_MODEL
+
+app = typer.Typer(help="Measure a model.", no_args_is_help=True)
+
+DATA = typer.Option(Path("data/emoji"), help="Folder built by `mindpangu data emoji`.")
+MODEL = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder.")
+GROUPS = typer.Option("objects", help="objects: animals, food, travel, activities, objects; all: every group.")
+REPORT = typer.Option(None, help="Also write the figures to this JSON file.")
+
+
+def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
+    from mindpangu.data.emoji import OBJECT_GROUPS
+    from mindpangu.data.examples import DataConfig
+    from mindpangu.infer.judge import Pictures
+    from mindpangu.infer.pipeline import PanGuDraw
+
+    pipeline = PanGuDraw.from_pretrained(model)
+    config = DataConfig(data, tuple(pipeline.spec.styles), OBJECT_GROUPS if groups == "objects" else None)
+    return pipeline, Pictures.open(config)
+
+
+def _drawer(pipeline: Any, steps: int, seed: int, guidance: Optional[float]) -> Any:
+    def draw(prompts: Sequence[str], progress: Any) -> list[np.ndarray]:
+        drawings = pipeline(prompts, steps=steps, seed=seed, guidance=guidance, progress=progress)
+        return [np.asarray(d.image) for d in drawings]
+
+    return draw
+
+
+def _report(figures: dict[str, Any], path: Optional[Path]) -> None:
+    text = json.dumps(figures, indent=2, ensure_ascii=False)
+    print(text)
+    if path is not None:
+        from mindpangu.checkpoint.store import write_atomically
+
+        write_atomically(path, (text + "\n").encode())
+
+
+@app.callback()
+def evaluate() -> None:
+    """Measure a model."""
+
+
+@app.command()
+def vae(data: Path = DATA, model: str = MODEL, groups: str = GROUPS, report: Optional[Path] = REPORT) -> None:
+    """PSNR of the autoencoder's round trip on held-out pictures."""
+    from mindpangu.infer.judge import vae_fidelity
+
+    pipeline, pictures = _open(data, model, groups)
+    _report({split: vae_fidelity(pipeline, pictures, split) for split in ("heldout", "train")}, report)
+
+
+@app.command()
+def judge(
+    data: Path = DATA,
+    model: str = MODEL,
+    groups: str = GROUPS,
+    pairs: int = typer.Option(100, help="(concept, style) pairs of each split."),
+    compositions: int = typer.Option(60, help="Scenes with two pictures at stated places."),
+    steps: int = typer.Option(30),
+    guidance: Optional[float] = typer.Option(None),
+    seed: int = typer.Option(0),
+    report: Optional[Path] = REPORT,
+) -> None:
+    """Concept retrieval on trained and held-out pairs, in both languages, and compositions."""
+    from mindpangu.infer.judge import judge_compositions, judge_pairs
+    from mindpangu.metrics.features import Judge
+
+    features = Judge()
+    pipeline, pictures = _open(data, model, groups)
+    draw = _drawer(pipeline, steps, seed, guidance)
+    figures: dict[str, Any] = {"model": model, "steps": steps, "seed": seed, "guidance": guidance}
+    with tqdm(unit="step", desc="drawing") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.n = done
+            bar.refresh()
+
+        for split in ("train", "heldout"):
+            figures[split] = judge_pairs(pipeline, pictures, features, split, pairs, seed, draw, progress)
+        figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw, progress)
+    _report(figures, report)

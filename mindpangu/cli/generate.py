@@ -1,0 +1,96 @@
+"""`mindpangu generate`: pictures from prompts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Optional
+
+import typer
+from tqdm import tqdm
+
+from mindpangu.errors import UserError
+
+DEFAULT_MODEL = "emoji-128"
+
+
+def parse_styles(texts: list[str]) -> dict[str, float]:
+    """["fluent_3d=2", "noto"] -> {"fluent_3d": 2.0, "noto": 1.0}.
+
+    Raises:
+        UserError: a weight that is not a number.
+    """
+    styles = {}
+    for text in texts:
+        name, sign, weight = text.partition("=")
+        try:
+            styles[name.strip()] = float(weight) if sign else 1.0
+        except ValueError:
+            raise UserError(f"--style {text}: use name=weight, for example --style fluent_3d=2") from None
+    return styles
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder`, before any time is spent on pictures for it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".mindpangu-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def generate(
+    prompts: list[str] = typer.Argument(..., help="What to draw, in English or Chinese; several prompts, several pictures."),
+    size: Optional[str] = typer.Option(None, help="WIDTHxHEIGHT in pixels, one of the model's sizes."),
+    steps: int = typer.Option(30, help="Noise levels to walk."),
+    guidance: Optional[float] = typer.Option(None, help="How hard to follow the prompt (1: not at all harder)."),
+    style: list[str] = typer.Option([], help="name=weight: guide towards a style; may be repeated."),
+    negative: str = typer.Option("", help="What to keep away from."),
+    seed: int = typer.Option(0, help="Picture i is a function of the seed, the prompt and i."),
+    n: int = typer.Option(1, help="Pictures a prompt."),
+    sampler: str = typer.Option("euler", help="euler, euler_ancestral, dpmpp_2m or ddim."),
+    sigmas: str = typer.Option("uniform", help="Noise levels: uniform (in t) or karras."),
+    out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
+    grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
+    device: str = typer.Option("auto", help="auto, CPU or Ascend."),
+) -> None:
+    """Draw pictures from prompts."""
+    started = time.monotonic()
+    styles = parse_styles(style)
+    check_writable(out)
+    from mindpangu.infer.files import contact_sheet, save_drawing
+    from mindpangu.infer.pipeline import PanGuDraw
+
+    pipeline = PanGuDraw.from_pretrained(model, device)
+    with tqdm(total=1, desc="drawing", unit="step") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        drawings = pipeline(
+            prompts,
+            progress=progress,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            styles=styles,
+            negative=negative,
+            seed=seed,
+            n=n,
+            sampler=sampler,
+            sigmas=sigmas,
+        )
+    for number, drawing in enumerate(drawings):
+        save_drawing(drawing, out / f"{number:04d}.png")
+    if grid:
+        contact_sheet(drawings).save(out / "grid.png")
+    where = out / "grid.png" if grid else out
+    print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")

@@ -1,0 +1,56 @@
+"""`mindpangu zoo`: list, check and pack model folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import typer
+
+from mindpangu import zoo as shelf
+
+app = typer.Typer(help="Model folders: list, check, pack.", no_args_is_help=True)
+
+SOURCES = {
+    "vae": "vae/vae",
+    "text_a": "clip/text_a",
+    "text_b": "clip/text_b",
+    "structure": "structure/unet",
+    "texture": "texture/unet",
+}
+
+
+@app.command("list")
+def list_models() -> None:
+    """Name and size of every shipped model, and whether it is intact."""
+    for name in shelf.names():
+        folder = shelf.find(name)
+        shelf.check(folder)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{name}: {size / 1e6:.1f} MB, intact")
+
+
+@app.command()
+def pack(
+    runs: Path = typer.Option(..., help="Folder of the trainings vae, clip, structure and texture."),
+    spec: Path = typer.Option(..., help="YAML of the model's PanGuSpec, for example configs/zoo/model.yaml."),
+    out: Path = typer.Option(..., help="Model folder to write."),
+) -> None:
+    """Put what the trainings exported into one model folder, and check it."""
+    from mindpangu.checkpoint.store import verify, write_atomically
+    from mindpangu.config import dump, load
+    from mindpangu.models.spec import PanGuSpec
+
+    model = load(spec, PanGuSpec)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, source in SOURCES.items():
+        verify(runs / f"{source}.safetensors")
+        for suffix in (".safetensors", ".json"):
+            shutil.copyfile(runs / f"{source}{suffix}", out / f"{name}{suffix}")
+    for name in shelf.TOKENIZERS:
+        shutil.copyfile(runs / "clip" / name, out / name)
+    write_atomically(out / "model.json", (json.dumps(dump(model), indent=2, ensure_ascii=False) + "\n").encode())
+    shelf.check(out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {size / 1e6:.1f} MB, intact")
