@@ -1,0 +1,112 @@
+"""The pipeline on a tiny model: settings, independence of pictures, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mindpangu.errors import UserError
+from mindpangu.infer.files import contact_sheet, read_settings, save_drawing
+from mindpangu.infer.pipeline import PanGuDraw
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder):
+    return PanGuDraw.from_pretrained(model_folder, "CPU")
+
+
+def test_draws_in_both_languages_and_sizes(pipeline):
+    drawings = pipeline(["a red bus", "一只狐狸在左边，蓝色背景"], steps=3, size="48x32", styles={"fluent_3d": 2.0}, n=2)
+    assert [d.index for d in drawings] == [0, 1, 0, 1]
+    assert all(d.image.size == (48, 32) for d in drawings)
+    assert not np.array_equal(np.asarray(drawings[0].image), np.asarray(drawings[1].image))
+
+
+def test_a_picture_depends_on_seed_prompt_and_index_alone(pipeline):
+    alone = pipeline("a red bus", steps=3, seed=5)[0]
+    among = pipeline(["a fox", "a red bus", "dog"], steps=3, seed=5, n=2)[2]
+    assert among.prompt == "a red bus"
+    difference = np.asarray(alone.image, int) - np.asarray(among.image, int)
+    assert np.abs(difference).max() <= 1  # the batch's size may change the last bit of a sum
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim"])
+def test_every_sampler_runs(pipeline, sampler):
+    assert pipeline("dog", steps=2, sampler=sampler, sigmas="karras")[0].image.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": "64x64"}, "it draws 32x32, 48x32"),
+        ({"steps": 0}, "at least 1"),
+        ({"n": 0}, "at least 1"),
+        ({"steps": 1001}, "has 1000"),
+        ({"styles": {"notto": 1.0}}, "did you mean 'noto'"),
+        ({"sampler": "eulr"}, "did you mean 'euler'"),
+        ({"sigmas": "log"}, "allowed: uniform, karras"),
+        ({"guidance": float("nan")}, "finite"),
+        ({"seed": -1}, "allowed"),
+    ],
+)
+def test_refuses_in_one_line(pipeline, options, words):
+    with pytest.raises(UserError, match=words) as caught:
+        pipeline("dog", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_an_empty_prompt(pipeline):
+    with pytest.raises(UserError, match="prompt 2 is empty"):
+        pipeline(["dog", "  "])
+
+
+def test_says_when_a_prompt_is_cut(pipeline):
+    with pytest.warns(UserWarning, match="beyond 12 is not read"):
+        pipeline("a very long prompt about a fox and a dog and a bus and a house and a rocket", steps=1)
+
+
+def test_style_rows_and_guidance_change_the_picture(pipeline):
+    plain, styled = (pipeline("dog", steps=2, styles=styles)[0].image for styles in ({}, {"noto": 3.0}))
+    assert np.asarray(plain).tolist() != np.asarray(styled).tolist()
+
+
+def test_png_carries_its_settings(pipeline, tmp_path):
+    drawing = pipeline("一只狐狸", steps=2, seed=7)[0]
+    save_drawing(drawing, tmp_path / "fox.png")
+    settings = read_settings(tmp_path / "fox.png")
+    assert settings["prompt"] == "一只狐狸"
+    assert settings["seed"] == 7
+    assert settings["steps"] == 2
+
+
+def test_contact_sheet_holds_every_picture(pipeline):
+    drawings = pipeline(["a red bus", "一只狐狸"], steps=1, n=2)
+    sheet = contact_sheet(drawings, columns=2)
+    assert sheet.width > 2 * 32
+    assert sheet.height > 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "vae.safetensors").write_bytes(b"x"), "vae.safetensors: size check failed"),
+        (lambda f: _flip_last_byte(f / "texture.safetensors"), "texture.safetensors: SHA-256 check failed"),
+        (lambda f: (f / "structure.json").unlink(), "structure.json: no such file"),
+        (lambda f: (f / "tokenizer_a.json").unlink(), "tokenizer_a.json: no such file"),
+        (lambda f: (f / "model.json").write_text("{}"), "model.json: name: missing"),
+    ],
+)
+def test_a_damaged_model_names_the_file_and_the_check(model_folder, tmp_path, damage, words):
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(model_folder, copy)
+    damage(copy)
+    with pytest.raises(UserError, match=words):
+        PanGuDraw.from_pretrained(copy)
+
+
+def _flip_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
