@@ -12,7 +12,7 @@ DRIVER = Path("/usr/local/Ascend/driver/version.info")
 
 
 def missing() -> list[str]:
-    """One entry a missing piece: the driver, CANN's libraries, its environment, the kernel compiler. Empty: complete."""
+    """One entry a missing piece: driver, CANN's libraries and environment, kernel compiler. Empty: complete."""
     lacking = []
     if not DRIVER.exists():
         lacking.append(f"NPU driver ({DRIVER})")

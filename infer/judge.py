@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
+from mindpangu.infer.pipeline import PanGuDraw, Progress
 
 from mindpangu.data import manifest
 from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
 from mindpangu.data.scenes import Placed, Scene, cell, nearest_colour
 from mindpangu.errors import UserError
-from mindpangu.infer.pipeline import PanGuDraw, Progress
 from mindpangu.metrics.features import Judge
 from mindpangu.metrics.fidelity import psnr
 from mindpangu.metrics.retrieval import ranks, recall_at
@@ -74,7 +74,14 @@ def prompt_for(record: manifest.Record, language: str) -> str:
 
 
 def judge_pairs(
-    model: PanGuDraw, pictures: Pictures, judge: Judge, split: str, count: int, seed: int, draw: Draw, progress: Progress
+    model: PanGuDraw,
+    pictures: Pictures,
+    judge: Judge,
+    split: str,
+    count: int,
+    seed: int,
+    draw: Draw,
+    progress: Progress,
 ) -> dict[str, Any]:
     """R@1 and R@5 of drawn pictures of `count` (concept, style) pairs, beside the two yardsticks.
 
@@ -168,7 +175,9 @@ def judge_compositions(
     result: dict[str, Any] = {"scenes": count, "style": style, "real": check(real)}
     for language in LANGUAGES:
         prompts = [
-            composition_prompt([pool[n].name[language] for n, _ in parts], [p for _, p in parts], style, colour, language)
+            composition_prompt(
+                [pool[n].name[language] for n, _ in parts], [p for _, p in parts], style, colour, language
+            )
             for colour, parts in scenes
         ]
         result[f"drawn_{language}"] = check(draw(prompts, progress))

@@ -6,17 +6,18 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
+from mindpangu.infer.request import Request, check
 from PIL import Image
 
 from mindpangu import runtime, zoo
 from mindpangu.data.examples import to_pictures
 from mindpangu.diffusion import SAMPLERS, Guided, NetDenoiser, NoiseSchedule, TimeDecoupled
 from mindpangu.diffusion.schedule import SIGMA_LISTS
-from mindpangu.infer.request import Request, check
 
 BATCH = 8  # pictures drawn together
 
@@ -60,6 +61,7 @@ class PanGuDraw:
             UserError: a file is missing, corrupt, or does not fit.
         """
         from mindpangu.models.loading import load_conditioner, load_model_spec, load_unet, load_vae
+
         from mindpangu.text.tokenizer import TextTokenizer
 
         zoo.check(folder)
@@ -73,7 +75,7 @@ class PanGuDraw:
         self.denoiser = TimeDecoupled(
             NetDenoiser(structure, self.schedule, self.spec.prediction),
             NetDenoiser(texture, self.schedule, self.spec.prediction),
-            float(self.schedule.sigma(np.float64(self.spec.t_struct))),
+            float(self.schedule.sigma(self.spec.t_struct)),
         )
 
     @classmethod
@@ -109,7 +111,7 @@ class PanGuDraw:
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         for number, batch in enumerate(batches):
-            latents = self._denoise(request, batch, lambda step, b=number: _report(progress, b, len(batches), step))
+            latents = self._denoise(request, batch, partial(_report, progress, number, len(batches)))
             pictures = to_pictures(self.vae.decode(latents).asnumpy())
             for (prompt, index), picture in zip(batch, pictures):
                 yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index))
@@ -154,7 +156,13 @@ class PanGuDraw:
 
     def _settings(self, request: Request, prompt: str, index: int) -> dict[str, Any]:
         shown = {key: value for key, value in vars(request).items() if key not in ("prompts", "n")}
-        return {"model": self.spec.name, "prompt": prompt, "index": index, **shown, "styles": dict(request.styles)}
+        return {
+            "model": self.spec.name,
+            "prompt": prompt,
+            "index": index,
+            **shown,
+            "styles": dict(request.styles),
+        }
 
 
 def _report(progress: Optional[Progress], batch: int, batches: int, state: dict) -> None:

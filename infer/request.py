@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mindpangu.models.spec import PanGuSpec
+
 from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
-from mindpangu.models.spec import PanGuSpec
 
 MAX_SEED = 2**63 - 1
 
@@ -58,15 +59,17 @@ def check(request: Request, spec: PanGuSpec) -> None:
             raise UserError(f"prompt {number} is empty; say what to draw")
     if request.size not in spec.sizes:
         raise UserError(f"size {request.size} cannot be drawn by {spec.name}; it draws {', '.join(spec.sizes)}")
-    for name, value in (("steps", request.steps), ("n", request.n)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; at least 1 is needed")
+    for name, count in (("steps", request.steps), ("n", request.n)):
+        if count < 1:
+            raise UserError(f"{name} is {count}; at least 1 is needed")
     if request.steps > spec.schedule.steps:
         raise UserError(f"steps is {request.steps}; the noise schedule has {spec.schedule.steps}")
     if not 0 <= request.seed <= MAX_SEED:
         raise UserError(f"seed is {request.seed}; 0 to {MAX_SEED} is allowed")
     if not math.isfinite(request.guidance):
-        raise UserError(f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}")
+        raise UserError(
+            f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}"
+        )
     for style, weight in request.styles.items():
         if style not in spec.styles:
             raise UserError(

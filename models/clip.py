@@ -6,13 +6,13 @@ Parameter names: tower A as in transformers' CLIPTextModel (Chinese-CLIP in PanG
 from __future__ import annotations
 
 import numpy as np
+from mindpangu.models.layers import LayerNorm
+from mindpangu.models.spec import ImageTowerSpec, TextSpec
 from mindspore import Parameter, Tensor, nn
 from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
-from mindpangu.models.layers import LayerNorm, linear
-from mindpangu.models.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
 
@@ -55,9 +55,7 @@ class SelfAttentionA(nn.Cell):
         self.out_proj = dense(spec.width, spec.width)
 
     def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = ops.attention(
-            self.q_proj(x), self.k_proj(x), self.v_proj(x), heads=self.heads, scale=self.scale, mask=mask
-        )
+        y = ops.attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), heads=self.heads, scale=self.scale, mask=mask)
         return self.out_proj(y)
 
 

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-from mindpangu.checkpoint.store import load_into, load_tensors, read_card
-from mindpangu.config import parse
-from mindpangu.errors import UserError
 from mindpangu.models.conditioner import PanGuConditioner
 from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
+
+from mindpangu.checkpoint.store import load_into, load_tensors, read_card
+from mindpangu.config import parse
+from mindpangu.errors import UserError
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec)
 
@@ -48,7 +49,9 @@ def load_conditioner(folder: Path, size_dim: int) -> PanGuConditioner:
         # A tower inside the conditioner carries its place in its parameters' names.
         prefix = f"text_{path.stem[-1]}."
         load_into(
-            tower.trainable_params(), {prefix + name: value for name, value in load_tensors(path).items()}, str(path)
+            tower.trainable_params(),
+            {prefix + name: value for name, value in load_tensors(path).items()},
+            str(path),
         )
     return net.set_train(False)
 

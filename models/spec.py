@@ -1,4 +1,4 @@
-"""Specs: frozen dataclasses that say a net's shape. One Cell class serves every size, from the zoo's to the 5B release."""
+"""Specs: frozen dataclasses that say a net's shape. One Cell class serves every size, zoo to 5B release."""
 
 from __future__ import annotations
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Optional
 
-from mindspore import Tensor, nn
-from mindspore import ops as mops
-
-from mindpangu import ops
 from mindpangu.models.layers import (
     GroupNorm,
     GroupNormSiLU,
@@ -19,6 +15,10 @@ from mindpangu.models.layers import (
     upsample2x,
 )
 from mindpangu.models.spec import UNetSpec
+from mindspore import Tensor, nn
+from mindspore import ops as mops
+
+from mindpangu import ops
 
 RES_EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 
@@ -69,9 +69,7 @@ class Attention(nn.Cell):
         self.to_out = nn.CellList([linear(channels, channels)])
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
-        y = ops.attention(
-            self.to_q(x), self.to_k(context), self.to_v(context), heads=self.heads, scale=self.scale
-        )
+        y = ops.attention(self.to_q(x), self.to_k(context), self.to_v(context), heads=self.heads, scale=self.scale)
         return self.to_out[0](y)
 
 
@@ -179,7 +177,9 @@ class UNet(nn.Cell):
             self.label_emb = nn.CellList([inner])
         widths = [spec.model_channels * mult for mult in spec.channel_mult]
         self.input_blocks, skips = self._down(spec, widths, embedding)
-        self.middle_block = nn.CellList(self._block(spec, widths[-1], widths[-1], embedding, spec.transformer_depth[-1]))
+        self.middle_block = nn.CellList(
+            self._block(spec, widths[-1], widths[-1], embedding, spec.transformer_depth[-1])
+        )
         self.middle_block.append(ResBlock(widths[-1], widths[-1], embedding, spec.norm_groups))
         self.output_blocks = self._up(spec, widths, embedding, skips)
         self.out = nn.CellList(

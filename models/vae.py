@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from mindpangu.models.layers import GroupNorm, GroupNormSiLU, conv1x1, conv3x3, upsample2x
+from mindpangu.models.spec import VAESpec
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
-from mindpangu.models.layers import GroupNorm, GroupNormSiLU, conv1x1, conv3x3, upsample2x
-from mindpangu.models.spec import VAESpec
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -71,7 +71,14 @@ class Downsample(nn.Cell):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            channels, channels, 3, stride=2, pad_mode="pad", padding=(0, 1, 0, 1), has_bias=True, bias_init="zeros"
+            channels,
+            channels,
+            3,
+            stride=2,
+            pad_mode="pad",
+            padding=(0, 1, 0, 1),
+            has_bias=True,
+            bias_init="zeros",
         )
 
     def construct(self, x: Tensor) -> Tensor:
@@ -178,7 +185,7 @@ class Decoder(nn.Cell):
 
 
 class AutoencoderKL(nn.Cell):
-    """The autoencoder. Pictures are float32 in [-1, 1]; latents are what the diffusion nets see (shifted and scaled)."""
+    """The autoencoder. Pictures are float32 in [-1, 1]; latents are shifted and scaled, as the UNets see them."""
 
     def __init__(self, spec: VAESpec) -> None:
         super().__init__()

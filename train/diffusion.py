@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mindpangu.models.conditioner import PanGuConditioner
+from mindpangu.models.loading import load_conditioner, load_vae
+from mindpangu.models.unet import UNet
+from mindpangu.train.config import DiffusionTask, TrainConfig
+from mindpangu.train.latents import encode_scenes
+from mindpangu.train.weights import half, prefixed, unprefixed
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 from PIL import Image
@@ -18,13 +24,7 @@ from mindpangu.diffusion import Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
-from mindpangu.models.conditioner import PanGuConditioner
-from mindpangu.models.loading import load_conditioner, load_vae
-from mindpangu.models.unet import UNet
 from mindpangu.text.tokenizer import TextTokenizer
-from mindpangu.train.config import DiffusionTask, TrainConfig
-from mindpangu.train.latents import encode_scenes
-from mindpangu.train.weights import half, prefixed, unprefixed
 
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 
@@ -121,7 +121,7 @@ class TrainDiffusion:
         return self.examples.caption(self.examples.scene(scene), index)
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
-        """Scenes (top) and what the net alone makes of their captions, from the noisiest t it is trained for (below)."""
+        """Scenes (top) and what the net alone makes of their captions, from the noisiest t it knows (below)."""
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
         bucket = self.buckets[0]
         x0 = bucket.latents[:SHOWN].astype(np.float32)

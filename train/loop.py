@@ -1,4 +1,4 @@
-"""The training loop. Everything random is a function of (seed, images seen), so a resumed run equals an unbroken one."""
+"""The training loop. All that is random is a function of (seed, images seen): a resumed run equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Optional, Protocol
 
 import numpy as np
+from mindpangu.train.config import TrainConfig
+from mindpangu.train.schedule import adamw_coefficients, learning_rate
+from mindpangu.train.step import TrainStep
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.config import dump
 from mindpangu.errors import UserError
-from mindpangu.train.config import TrainConfig
-from mindpangu.train.schedule import adamw_coefficients, learning_rate
-from mindpangu.train.step import TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
 STATE = "state.safetensors"
@@ -175,6 +175,11 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
                 task.samples(average.values, folder / f"samples-{state.nimg:08d}.png")
         upcoming.cancel()
     bar.close()
-    card = {"nimg": state.nimg, "seconds": round(state.seconds), "config": dump(config), "git_commit": git_commit()}
+    card = {
+        "nimg": state.nimg,
+        "seconds": round(state.seconds),
+        "config": dump(config),
+        "git_commit": git_commit(),
+    }
     task.export(average.values, folder, card)
     return state

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mindpangu import runtime
 from mindpangu.train.config import TrainConfig
+
+from mindpangu import runtime
 
 
 def run(config: TrainConfig) -> None:
@@ -14,7 +15,6 @@ def run(config: TrainConfig) -> None:
     """
     runtime.start(config.context.device_target)
     import mindspore
-
     from mindpangu.train.loop import Task, fit
 
     mindspore.set_seed(config.context.seed)

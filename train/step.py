@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mindspore import ParameterTuple, Tensor, nn, ops
-
 from mindpangu.train.config import Optimizer
+from mindspore import ParameterTuple, Tensor, nn, ops
 
 
 class TrainStep(nn.Cell):
@@ -38,7 +37,15 @@ class TrainStep(nn.Cell):
             lr = ops.depend(
                 lr,
                 self.adam(
-                    self.weights[i], self.moment1[i], self.moment2[i], lr, self.beta1, self.beta2, eps, decay, g
+                    self.weights[i],
+                    self.moment1[i],
+                    self.moment2[i],
+                    lr,
+                    self.beta1,
+                    self.beta2,
+                    eps,
+                    decay,
+                    g,
                 ),
             )
         return ops.depend(loss, lr), norm

@@ -97,7 +97,9 @@ def verify(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(content) != card.get("bytes"):
-        raise UserError(f"{path}: size check failed: {len(content)} bytes, {card.get('bytes')} expected; fetch it again")
+        raise UserError(
+            f"{path}: size check failed: {len(content)} bytes, {card.get('bytes')} expected; fetch it again"
+        )
     if hashlib.sha256(content).hexdigest() != card.get("sha256"):
         raise UserError(f"{path}: SHA-256 check failed: the file is corrupt; fetch it again")
     return card

@@ -46,7 +46,9 @@ def check_writable(folder: Path) -> None:
 
 
 def generate(
-    prompts: list[str] = typer.Argument(..., help="What to draw, in English or Chinese; several prompts, several pictures."),
+    prompts: list[str] = typer.Argument(
+        ..., help="What to draw, in English or Chinese; several prompts, several pictures."
+    ),
     size: Optional[str] = typer.Option(None, help="WIDTHxHEIGHT in pixels, one of the model's sizes."),
     steps: int = typer.Option(30, help="Noise levels to walk."),
     guidance: Optional[float] = typer.Option(None, help="How hard to follow the prompt (1: not at all harder)."),

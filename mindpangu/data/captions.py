@@ -25,7 +25,7 @@ COLOUR_WORDS = {
     "pink": "粉色",
     "brown": "棕色",
 }
-PLACE_WORDS = {
+PLACE_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
         "left": ("on the left",),
         "right": ("on the right",),
@@ -41,7 +41,11 @@ PLACE_WORDS = {
         "middle": ("在中间", "在中央"),
     },
 }
-MEASURE_WORDS = {"animals-nature": ("一只", "一个"), "plant": ("一棵", "一朵", "一个"), "other": ("一个", "一个", "一件")}
+MEASURE_WORDS = {
+    "animals-nature": ("一只", "一个"),
+    "plant": ("一棵", "一朵", "一个"),
+    "other": ("一个", "一个", "一件"),
+}
 
 STYLE_SHARE = 0.75  # captions that say the style
 TAG_SHARE = 0.2  # captions of a lone picture that add a tag

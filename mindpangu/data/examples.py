@@ -43,7 +43,7 @@ class DataConfig:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """"160x96" -> (160, 96): width and height in pixels.
+    """ "160x96" -> (160, 96): width and height in pixels.
 
     Raises:
         ValueError: not two positive whole numbers joined by x.

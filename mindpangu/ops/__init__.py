@@ -1,7 +1,16 @@
-"""Floor 1: the functions that Cells call where a plain operator is too slow or where the back end depends on the device."""
+"""Floor 1: the functions that Cells call where a plain operator is too slow or the back end depends on the device."""
 
 from mindpangu.ops.activation import geglu, gelu, quick_gelu
 from mindpangu.ops.attention import attention, causal_mask
 from mindpangu.ops.normalization import group_norm, group_norm_silu, layer_norm
 
-__all__ = ["attention", "causal_mask", "geglu", "gelu", "group_norm", "group_norm_silu", "layer_norm", "quick_gelu"]
+__all__ = [
+    "attention",
+    "causal_mask",
+    "geglu",
+    "gelu",
+    "group_norm",
+    "group_norm_silu",
+    "layer_norm",
+    "quick_gelu",
+]

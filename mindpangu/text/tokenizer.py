@@ -23,9 +23,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         self.tokenizer, self.context_length = tokenizer, context_length
-        self.end_id = next(
-            i for i in (tokenizer.token_to_id(END_A), tokenizer.token_to_id(END_B)) if i is not None
-        )
+        self.end_id = next(i for i in (tokenizer.token_to_id(END_A), tokenizer.token_to_id(END_B)) if i is not None)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Ids, (N, context_length) int32. A long prompt is cut and still ends with the end token."""
@@ -70,9 +68,8 @@ def train_wordpiece(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(
         corpus, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     )
-    tokenizer.post_processor = processors.BertProcessing(
-        (END_A, tokenizer.token_to_id(END_A)), (START_A, tokenizer.token_to_id(START_A))
-    )
+    start, end = special.index(START_A), special.index(END_A)  # special tokens come first, in this order
+    tokenizer.post_processor = processors.BertProcessing((END_A, end), (START_A, start))
     return tokenizer
 
 

@@ -1,0 +1,75 @@
+"""The command line end to end on the tiny model: outputs, exit codes, one line an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from mindpangu.infer.files import read_settings
+from PIL import Image
+
+
+def mindpangu(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", "from mindpangu.cli.main import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_generate_writes_pictures_and_a_sheet(model_folder, tmp_path):
+    prompts = ("a red bus on a blue background", "一只戴帽子的狐狸, 3D风格")
+    done = mindpangu(
+        "generate", *prompts, "--model", str(model_folder), "--steps", "2", "--size", "48x32", "--style",
+        "fluent_3d=2", "--n", "2", "--seed", "1", "--out", str(tmp_path / "o"), "--grid",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 pictures in" in done.stdout
+    files = sorted(p.name for p in (tmp_path / "o").iterdir())
+    assert files == ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
+    with Image.open(tmp_path / "o" / "0002.png") as picture:
+        assert picture.size == (48, 32)
+    settings = read_settings(tmp_path / "o" / "0002.png")
+    assert settings["prompt"] == prompts[1]
+    assert settings["styles"] == {"fluent_3d": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "x", "--model", "none"], "neither in the zoo"),
+        (["generate", "x", "--style", "noto=much"], "use name=weight"),
+        (["train", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["data", "emoji", "--out", "x", "--style", "apple"], "style 'apple' is unknown"),
+        (["eval", "vae", "--model", "none"], "neither in the zoo"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = mindpangu(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = mindpangu("generate", "x", "--out", str(tmp_path / "file" / "out"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+
+
+def test_doctor_names_what_ascend_lacks():
+    done = mindpangu("doctor")
+    assert "mindspore   2.9" in done.stdout
+    assert "ONEDNN_MAX_CPU_ISA" in done.stdout
+    assert "Ascend      missing: " in done.stdout or "Ascend      complete" in done.stdout
+
+
+def test_help_lists_the_commands():
+    done = mindpangu("--help")
+    for command in ("generate", "train", "data", "eval", "zoo", "doctor"):
+        assert command in done.stdout

@@ -1,0 +1,83 @@
+"""ε, v and x0 say the same thing; guidance is linear; the switch does not lag."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindpangu.diffusion import (
+    Guided,
+    NetDenoiser,
+    NoiseSchedule,
+    ScheduleSpec,
+    TimeDecoupled,
+    uniform_sigmas,
+)
+from mindpangu.diffusion.denoiser import training_target
+
+SCHEDULE = NoiseSchedule(ScheduleSpec())
+
+
+@given(st.sampled_from(("epsilon", "v", "x0")), st.floats(1, 998), st.integers(0, 99))
+@settings(deadline=None)
+def test_a_net_that_hits_its_training_target_gives_x0_back(prediction, t, seed):
+    rng = np.random.default_rng(seed)
+    x0, noise = rng.standard_normal((2, 2, 3, 4, 4))
+    alpha_bar = float(SCHEDULE.alpha_bar(np.float64(t)))
+    alpha, sigma_vp = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    seen = {}
+
+    def net(z, t_seen):
+        seen["z"], seen["t"] = z, t_seen
+        return training_target(prediction, x0, noise, alpha, sigma_vp)
+
+    sigma = np.full(2, sigma_vp / alpha)
+    out = NetDenoiser(net, SCHEDULE, prediction)(x0 + sigma[0] * noise, sigma, ())
+    np.testing.assert_allclose(out, x0, atol=1e-4)
+    np.testing.assert_allclose(seen["z"], alpha * x0 + sigma_vp * noise, atol=1e-4)
+    np.testing.assert_allclose(seen["t"], t, atol=1e-2)
+
+
+def labelled(value):
+    return lambda x, sigma, cond: np.full_like(x, value)
+
+
+@given(st.integers(1, 60))
+def test_structure_draws_exactly_the_steps_at_t_struct_or_above(steps):
+    sigma_struct = float(SCHEDULE.sigma(np.float64(500)))
+    denoiser = TimeDecoupled(labelled(1.0), labelled(2.0), sigma_struct)
+    for t, sigma in zip(np.linspace(999, 0, steps), uniform_sigmas(SCHEDULE, steps)):
+        out = denoiser(np.zeros((1, 1, 2, 2)), np.array([sigma]), ())
+        assert out.flat[0] == (1.0 if t >= 500 else 2.0)
+
+
+def test_the_switch_itself_belongs_to_structure():
+    denoiser = TimeDecoupled(labelled(1.0), labelled(2.0), 1.5)
+    assert denoiser(np.zeros((1, 1, 1, 1)), np.array([1.5]), ()).item() == 1.0
+
+
+def test_a_batch_on_both_sides_of_the_switch_is_refused():
+    with pytest.raises(ValueError, match="both sides"):
+        TimeDecoupled(labelled(1), labelled(2), 1.0)(np.zeros((2, 1, 1, 1)), np.array([2.0, 0.5]), ())
+
+
+@given(st.floats(0, 10), st.lists(st.floats(-3, 3), max_size=3))
+def test_guidance_is_the_releases_formula(scale, styles):
+    n, rows = 2, 2 + len(styles)
+    values = np.random.default_rng(0).standard_normal((rows, n))
+
+    def net(x, sigma, cond):
+        assert x.shape[0] == sigma.shape[0] == rows * n
+        return values.reshape(-1, 1, 1, 1) * np.ones_like(x)
+
+    out = Guided(net, scale, styles)(np.zeros((n, 1, 2, 2)), np.ones(n), ())
+    u, c = values[0], values[1]
+    expected = u + scale * (c - u) + sum(w * (values[2 + k] - c) for k, w in enumerate(styles))
+    np.testing.assert_allclose(out[:, 0, 0, 0], expected, atol=1e-9)
+
+
+def test_guidance_of_one_is_the_conditional_prediction():
+    out = Guided(lambda x, s, c: np.array([5.0, 7.0]).reshape(2, 1, 1, 1), 1.0)(np.zeros((1, 1, 1, 1)), np.ones(1), ())
+    assert out.item() == 7.0

@@ -1,0 +1,48 @@
+"""The environment is set before MindSpore is imported, and what the user set stays."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from mindpangu import runtime
+from mindpangu.errors import UserError
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def in_new_process(code: str, **environment: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not X86, reason="the setting is for x86 processors")
+def test_importing_mindpangu_limits_onednn_and_does_not_import_mindspore():
+    code = "import mindpangu, os, sys; print(os.environ['ONEDNN_MAX_CPU_ISA'], 'mindspore' in sys.modules)"
+    assert in_new_process(code) == "AVX2 False"
+
+
+@pytest.mark.skipif(not X86, reason="the setting is for x86 processors")
+def test_a_value_already_set_is_kept_and_reported():
+    code = "import mindpangu; from mindpangu.runtime import settings; print(settings()[0])"
+    assert in_new_process(code, ONEDNN_MAX_CPU_ISA="SSE41") == (
+        "Setting(name='ONEDNN_MAX_CPU_ISA', value='SSE41', origin='you')"
+    )
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(UserError, match="allowed: auto, CPU, Ascend"):
+        runtime.start("GPU")
+
+
+def test_start_is_idempotent_and_a_change_is_refused():
+    assert runtime.start("CPU") == runtime.start() == "CPU"
+    with pytest.raises(UserError, match="already runs on CPU"):
+        runtime.start("Ascend")

@@ -1,0 +1,73 @@
+"""Both tokenizers: Chinese by character, English by piece, nothing unknown to the byte-level one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindpangu.errors import UserError
+from mindpangu.text.tokenizer import (
+    END_A,
+    END_B,
+    START_A,
+    START_B,
+    TextTokenizer,
+    train_byte_bpe,
+    train_wordpiece,
+)
+
+CORPUS = [
+    "a red bus on a blue background",
+    "一只狐狸在左边，蓝色背景",
+    "a fox, 3D style",
+    "一棵树, 3D风格",
+] * 5
+A = TextTokenizer(train_wordpiece(CORPUS, 200), 16)
+B = TextTokenizer(train_byte_bpe(CORPUS, 400), 16)
+
+
+def test_chinese_is_split_by_character():
+    assert A.tokenizer.encode("狐狸fox").tokens == [START_A, "狐", "狸", "fox", END_A]
+
+
+def test_case_and_accents_do_not_matter_to_tower_a():
+    assert A.tokenizer.encode("Réd BUS").ids == A.tokenizer.encode("red bus").ids
+
+
+def test_tower_b_frames_its_text():
+    tokens = B.tokenizer.encode("a fox").tokens
+    assert (tokens[0], tokens[-1]) == (START_B, END_B)
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=60)
+def test_any_text_fits_ends_and_is_padded_with_zero(text):
+    for tokenizer in (A, B):
+        row = tokenizer([text])[0]
+        assert row.shape == (16,)
+        assert row.dtype == np.int32
+        ends = np.flatnonzero(row == tokenizer.end_id)
+        assert len(ends) >= 1
+        length = min(tokenizer.length(text), 16)
+        assert row[length - 1] == tokenizer.end_id
+        assert not row[length:].any()
+
+
+@given(st.text(st.characters(blacklist_categories=("Cs", "Lu", "Lt")), max_size=20))
+@settings(max_examples=60)
+def test_tower_b_loses_nothing(text):
+    """Byte-level: what goes in comes out, up to lower case and NFC."""
+    import unicodedata
+
+    expected = unicodedata.normalize("NFC", text).lower()
+    assert B.tokenizer.decode(B.tokenizer.encode(text).ids) == expected
+
+
+def test_a_tokenizer_file_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        TextTokenizer.load(tmp_path / "t.json", 8)
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(UserError, match="not a tokenizer file"):
+        TextTokenizer.load(tmp_path / "t.json", 8)

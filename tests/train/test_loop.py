@@ -1,0 +1,126 @@
+"""The loop: the optimiser's arithmetic, exact resume, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from mindpangu.train.config import LRSchedule, Optimizer, TrainConfig
+from mindpangu.train.schedule import adamw_coefficients, learning_rate
+
+from mindpangu import runtime
+from mindpangu.checkpoint.store import load_tensors
+from mindpangu.config import parse
+from mindpangu.errors import UserError
+from tests.tiny import training
+
+
+def vae_config(folder, **changes) -> TrainConfig:
+    return parse(training("vae", folder, **changes), TrainConfig, "test")
+
+
+def fit_vae(config, until=None):
+    import mindspore
+    from mindpangu.train.loop import fit
+    from mindpangu.train.vae import TrainVAE
+
+    runtime.start("CPU")
+    mindspore.set_seed(config.context.seed)
+    return fit(TrainVAE(config), config, until)
+
+
+def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path):
+    whole, broken = vae_config(tmp_path / "a"), vae_config(tmp_path / "b")
+    fit_vae(whole)
+    fit_vae(broken, until=8)
+    state = fit_vae(broken)
+    assert (state.nimg, state.step) == (16, 4)
+    a, b = (load_tensors(c.output_dir / "state.safetensors") for c in (whole, broken))
+    assert a.keys() == b.keys()
+    for name in a.keys() - {"progress"}:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    lines = [json.loads(line) for line in (broken.output_dir / "stats.jsonl").read_text().splitlines()]
+    assert [line["nimg"] for line in lines] == [8, 16]
+    assert all(np.isfinite(line["loss"]) and line["img_per_sec"] > 0 for line in lines)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    config = vae_config(tmp_path, callbacks={"checkpoint_images": 4})
+    fit_vae(config, until=4)
+    before = (config.output_dir / "state.safetensors").read_bytes()
+    wild = vae_config(tmp_path, lr_schedule={"learning_rate": 1e30}, callbacks={"checkpoint_images": 100})
+    with pytest.raises(UserError, match=r"lower lr_schedule\.learning_rate"):
+        fit_vae(wild)
+    assert (config.output_dir / "state.safetensors").read_bytes() == before
+
+
+def test_the_step_is_adamw_with_bias_correction_and_clipping():
+    """Three steps on a quadratic against AdamW written out in float64."""
+    runtime.start("CPU")
+    from mindpangu.train.step import TrainStep
+    from mindspore import Parameter, Tensor, nn
+
+    class Quadratic(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.w = Parameter(Tensor(np.array([[3.0, -2.0]], np.float32)), name="w")
+            self.b = Parameter(Tensor(np.array([5.0], np.float32)), name="b")
+
+        def construct(self, scale):
+            return scale * ((self.w**2).sum() + (self.b**2).sum())
+
+    optimizer = Optimizer(betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, max_grad_norm=4.0)
+    net, lr = Quadratic(), 0.05
+    step = TrainStep(net, optimizer)
+    p = {"w": np.array([[3.0, -2.0]]), "b": np.array([5.0])}
+    m = {k: np.zeros_like(v) for k, v in p.items()}
+    v = {k: np.zeros_like(value) for k, value in p.items()}
+    for k in range(1, 4):
+        scale = 0.5 if k == 2 else 1.0
+        scalars = [Tensor(x) for x in adamw_coefficients(optimizer, lr, k)]
+        _, norm = step(*scalars, Tensor(scale))
+        gradient = {name: 2 * scale * value for name, value in p.items()}
+        expected_norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        assert float(norm.asnumpy()) == pytest.approx(expected_norm, rel=1e-5)
+        for name, value in p.items():
+            g = gradient[name] * min(1.0, optimizer.max_grad_norm / expected_norm)
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            m_hat, v_hat = m[name] / (1 - 0.9**k), v[name] / (1 - 0.95**k)
+            decay = optimizer.weight_decay if name == "w" else 0.0
+            p[name] = value - lr * (m_hat / (np.sqrt(v_hat) + optimizer.eps) + decay * value)
+    np.testing.assert_allclose(net.w.asnumpy(), p["w"], rtol=2e-5)
+    np.testing.assert_allclose(net.b.asnumpy(), p["b"], rtol=2e-5)
+
+
+def test_learning_rate_warms_up_then_falls():
+    cosine = LRSchedule(learning_rate=1.0, warmup_images=100, final_ratio=0.1)
+    assert learning_rate(cosine, 0, 1100) == pytest.approx(0.01)
+    assert learning_rate(cosine, 100, 1100) == pytest.approx(1.0)
+    assert learning_rate(cosine, 600, 1100) == pytest.approx(0.55)
+    assert learning_rate(cosine, 1100, 1100) == pytest.approx(0.1)
+    assert learning_rate(LRSchedule(learning_rate=0.3, type="constant"), 999, 1000) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clip": None, "vae": None}, "exactly one of vae, clip and diffusion"),
+        ({"runner_config": {"images": 0}}, "must both be positive"),
+        ({"lr_schedul": 1}, "did you mean 'lr_schedule'"),
+        ({"data": {"sizes": ["12"]}}, "WIDTHxHEIGHT"),
+        ({"context": {"device_target": "GPU"}}, "allowed: auto, CPU, Ascend"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        vae_config(tmp_path, **change)
+
+
+def test_a_size_the_model_does_not_know(tmp_path):
+    from mindpangu.train.run import run
+
+    values = training("structure", tmp_path, data={"sizes": ["64x64"], "size_weights": [1.0]})
+    with pytest.raises(UserError, match=r"not among diffusion\.sizes"):
+        run(parse(values, TrainConfig, "test"))
