@@ -26,10 +26,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 # Centres as fractions of (width, height).
 CENTRES = {
     "middle": (0.5, 0.5),
-    "left": (0.26, 0.5),
-    "right": (0.74, 0.5),
-    "top": (0.5, 0.26),
-    "bottom": (0.5, 0.74),
+    "left": (0.25, 0.5),
+    "right": (0.75, 0.5),
+    "top": (0.5, 0.25),
+    "bottom": (0.5, 0.75),
 }
 ROWS_OF_THREE = {"left": (1 / 6, 0.5), "middle": (0.5, 0.5), "right": (5 / 6, 0.5)}
 COLUMNS_OF_THREE = {"top": (0.5, 1 / 6), "middle": (0.5, 0.5), "bottom": (0.5, 5 / 6)}
