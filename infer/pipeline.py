@@ -60,7 +60,7 @@ class PanGuDraw:
         Raises:
             UserError: a file is missing, corrupt, or does not fit.
         """
-        from mindpangu.models.loading import load_conditioner, load_model_spec, load_unet, load_vae
+        from mindpangu.models.loading import load_conditioner, load_model_spec, load_unets, load_vae
 
         from mindpangu.text.tokenizer import TextTokenizer
 
@@ -71,7 +71,7 @@ class PanGuDraw:
         self.conditioner = load_conditioner(folder, self.spec.size_dim)
         length = self.conditioner.text_a.mask.shape[0]
         self.tokenizers = [TextTokenizer.load(folder / name, length) for name in zoo.TOKENIZERS]
-        structure, texture = (load_unet(folder / f"{name}.safetensors") for name in ("structure", "texture"))
+        structure, texture = load_unets([folder / f"{name}.safetensors" for name in ("structure", "texture")])
         self.denoiser = TimeDecoupled(
             NetDenoiser(structure, self.schedule, self.spec.prediction),
             NetDenoiser(texture, self.schedule, self.spec.prediction),

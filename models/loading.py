@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from mindspore import Tensor
 
 from mindpangu.models.conditioner import PanGuConditioner
 from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
@@ -34,11 +37,38 @@ def load_vae(path: Path) -> AutoencoderKL:
     return net.set_train(False)
 
 
-def load_unet(path: Path) -> UNet:
-    """The UNet of a checkpoint, for inference. Raises: UserError."""
-    net = UNet(read_spec(path, UNetSpec))
-    load_into(net.trainable_params(), load_tensors(path), str(path))
-    return net.set_train(False)
+class SharedUNet:
+    """One of several sets of weights for one UNet Cell, so that its graph is compiled, and lies on the device, once.
+
+    Calling it puts its weights into the Cell first, unless they are there already.
+    """
+
+    def __init__(self, net: UNet, path: Path, present: list[Path]) -> None:
+        """`present`: shared by all sets of one Cell; holds the path of the weights it has. Raises: UserError."""
+        self.net, self.path, self._present = net, path, present
+        load_into(net.trainable_params(), load_tensors(path), str(path))
+        self._weights = [Tensor(p.asnumpy()) for p in net.trainable_params()]
+        present[:] = [path]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self._present != [self.path]:
+            for parameter, value in zip(self.net.trainable_params(), self._weights):
+                parameter.set_data(value)
+            self._present[:] = [self.path]
+        return self.net(*inputs)
+
+
+def load_unets(paths: Sequence[Path]) -> list[SharedUNet]:
+    """The UNets of several checkpoints, for inference; those of equal spec share one Cell. Raises: UserError."""
+    cells: dict[UNetSpec, tuple[UNet, list[Path]]] = {}
+    unets = []
+    for path in paths:
+        spec = read_spec(path, UNetSpec)
+        if spec not in cells:
+            cells[spec] = (UNet(spec).set_train(False), [])
+        net, present = cells[spec]
+        unets.append(SharedUNet(net, path, present))
+    return unets
 
 
 def load_conditioner(folder: Path, size_dim: int) -> PanGuConditioner:

@@ -76,5 +76,6 @@ def training(part: str, folder: Path, **changes) -> dict:
     if task == "diffusion":
         values["data"].update(sizes=SIZES, size_weights=[0.7, 0.3])
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+        nested = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if nested else value
     return values

@@ -16,42 +16,92 @@ from mindpangu.errors import UserError
 from tests.tiny import training
 
 
-def vae_config(folder, **changes) -> TrainConfig:
+def config_in(folder, **changes) -> TrainConfig:
     return parse(training("vae", folder, **changes), TrainConfig, "test")
 
 
-def fit_vae(config, until=None):
-    import mindspore
+class Line:
+    """A task small enough to compile at once: fit a line to noisy points, which are functions of the images seen."""
+
+    def __init__(self):
+        from mindspore import Parameter, Tensor, nn
+
+        class Loss(nn.Cell):
+            def __init__(self):
+                super().__init__()
+                self.w = Parameter(Tensor(np.array([[0.5], [0.1]], np.float32)), name="w")
+                self.b = Parameter(Tensor(np.zeros(1, np.float32)), name="b")
+
+            def construct(self, x, y):
+                error = (x * self.w.reshape((1, 2))).sum(1) + self.b - y
+                return (error * error).mean()
+
+        self.loss_net, self.exported = Loss(), {}
+
+    def start_from(self, path):
+        raise AssertionError("not asked for")
+
+    def batch(self, nimg, count):
+        rng = np.random.default_rng([7, nimg])
+        x = rng.standard_normal((count, 2)).astype(np.float32)
+        return x, (x @ [3.0, -1.0] + 0.5 + 0.1 * rng.standard_normal(count)).astype(np.float32)
+
+    def samples(self, weights, path):
+        path.write_bytes(b"drawn")
+
+    def export(self, weights, folder, card):
+        self.exported = {**weights, "nimg": card["nimg"]}
+
+
+def fit_line(config, until=None):
     from mindpangu.train.loop import fit
-    from mindpangu.train.vae import TrainVAE
 
     runtime.start("CPU")
-    mindspore.set_seed(config.context.seed)
-    return fit(TrainVAE(config), config, until)
+    task = Line()
+    return fit(task, config, until), task
 
 
 def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path):
-    whole, broken = vae_config(tmp_path / "a"), vae_config(tmp_path / "b")
-    fit_vae(whole)
-    fit_vae(broken, until=8)
-    state = fit_vae(broken)
-    assert (state.nimg, state.step) == (16, 4)
+    changes = {"runner_config": {"images": 160}, "callbacks": {"log_images": 40, "checkpoint_images": 80}}
+    whole, broken = config_in(tmp_path / "a", **changes), config_in(tmp_path / "b", **changes)
+    _, a_task = fit_line(whole)
+    fit_line(broken, until=80)
+    state, b_task = fit_line(broken)
+    assert (state.nimg, state.step) == (160, 40)
     a, b = (load_tensors(c.output_dir / "state.safetensors") for c in (whole, broken))
     assert a.keys() == b.keys()
     for name in a.keys() - {"progress"}:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    for name in ("w", "b"):
+        np.testing.assert_array_equal(a_task.exported[name], b_task.exported[name])
     lines = [json.loads(line) for line in (broken.output_dir / "stats.jsonl").read_text().splitlines()]
-    assert [line["nimg"] for line in lines] == [8, 16]
+    assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
     assert all(np.isfinite(line["loss"]) and line["img_per_sec"] > 0 for line in lines)
+    assert (broken.output_dir / "samples-00000160.png").read_bytes() == b"drawn"
+
+
+def test_the_loop_learns(tmp_path):
+    """The averaged weights come near the line that made the points."""
+    config = config_in(
+        tmp_path,
+        runner_config={"images": 1600},
+        lr_schedule={"learning_rate": 0.1, "final_ratio": 0.01},
+        optimizer={"weight_decay": 0.0},
+        ema_half_life_images=100,
+        callbacks={"log_images": 800, "checkpoint_images": 1600, "sample_images": 1600},
+    )
+    _, task = fit_line(config)
+    np.testing.assert_allclose(task.exported["w"].ravel(), [3.0, -1.0], atol=0.05)
+    np.testing.assert_allclose(task.exported["b"], 0.5, atol=0.05)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    config = vae_config(tmp_path, callbacks={"checkpoint_images": 4})
-    fit_vae(config, until=4)
+    config = config_in(tmp_path, callbacks={"checkpoint_images": 4})
+    fit_line(config, until=4)
     before = (config.output_dir / "state.safetensors").read_bytes()
-    wild = vae_config(tmp_path, lr_schedule={"learning_rate": 1e30}, callbacks={"checkpoint_images": 100})
+    wild = config_in(tmp_path, lr_schedule={"learning_rate": 1e30}, callbacks={"checkpoint_images": 100})
     with pytest.raises(UserError, match=r"lower lr_schedule\.learning_rate"):
-        fit_vae(wild)
+        fit_line(wild)
     assert (config.output_dir / "state.safetensors").read_bytes() == before
 
 
@@ -115,7 +165,7 @@ def test_learning_rate_warms_up_then_falls():
 )
 def test_a_wrong_file_is_one_line(tmp_path, change, words):
     with pytest.raises(UserError, match=words):
-        vae_config(tmp_path, **change)
+        config_in(tmp_path, **change)
 
 
 def test_a_size_the_model_does_not_know(tmp_path):
