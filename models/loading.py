@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mindspore import Tensor
-
 from mindpangu.models.conditioner import PanGuConditioner
 from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
+from mindspore import Tensor
 
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card
 from mindpangu.config import parse
