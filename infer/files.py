@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from mindpangu.infer.pipeline import Drawing
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from mindpangu.checkpoint.store import write_atomically
+from mindpangu.infer.pipeline import Drawing
 
 SETTINGS_KEY = "mindpangu"
 FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"

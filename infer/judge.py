@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
-from mindpangu.infer.pipeline import PanGuDraw, Progress
 
 from mindpangu.data import manifest
 from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
 from mindpangu.data.scenes import Placed, Scene, cell, nearest_colour
 from mindpangu.errors import UserError
+from mindpangu.infer.pipeline import PanGuDraw, Progress
 from mindpangu.metrics.features import Judge
 from mindpangu.metrics.fidelity import psnr
 from mindpangu.metrics.retrieval import ranks, recall_at

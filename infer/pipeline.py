@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
-from mindpangu.infer.request import Request, check
 from PIL import Image
 
 from mindpangu import runtime, zoo
 from mindpangu.data.examples import to_pictures
 from mindpangu.diffusion import SAMPLERS, Guided, NetDenoiser, NoiseSchedule, TimeDecoupled
 from mindpangu.diffusion.schedule import SIGMA_LISTS
+from mindpangu.infer.request import Request, check
 
 BATCH = 8  # pictures drawn together
 
@@ -61,7 +61,6 @@ class PanGuDraw:
             UserError: a file is missing, corrupt, or does not fit.
         """
         from mindpangu.models.loading import load_conditioner, load_model_spec, load_unets, load_vae
-
         from mindpangu.text.tokenizer import TextTokenizer
 
         zoo.check(folder)

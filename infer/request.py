@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mindpangu.models.spec import PanGuSpec
-
 from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
+from mindpangu.models.spec import PanGuSpec
 
 MAX_SEED = 2**63 - 1
 

@@ -6,13 +6,13 @@ Parameter names: tower A as in transformers' CLIPTextModel (Chinese-CLIP in PanG
 from __future__ import annotations
 
 import numpy as np
-from mindpangu.models.layers import LayerNorm
-from mindpangu.models.spec import ImageTowerSpec, TextSpec
 from mindspore import Parameter, Tensor, nn
 from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
+from mindpangu.models.layers import LayerNorm
+from mindpangu.models.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mindspore import Tensor, nn
+from mindspore import ops as mops
+
 from mindpangu.models.clip import text_tower
 from mindpangu.models.layers import SinusoidalEmbedding
 from mindpangu.models.spec import TextSpec
-from mindspore import Tensor, nn
-from mindspore import ops as mops
 
 
 class PanGuConditioner(nn.Cell):

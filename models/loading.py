@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mindpangu.models.conditioner import PanGuConditioner
-from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
-from mindpangu.models.unet import UNet
-from mindpangu.models.vae import AutoencoderKL
 from mindspore import Tensor
 
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.errors import UserError
+from mindpangu.models.conditioner import PanGuConditioner
+from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.models.unet import UNet
+from mindpangu.models.vae import AutoencoderKL
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Optional
 
+from mindspore import Tensor, nn
+from mindspore import ops as mops
+
+from mindpangu import ops
 from mindpangu.models.layers import (
     GroupNorm,
     GroupNormSiLU,
@@ -15,10 +19,6 @@ from mindpangu.models.layers import (
     upsample2x,
 )
 from mindpangu.models.spec import UNetSpec
-from mindspore import Tensor, nn
-from mindspore import ops as mops
-
-from mindpangu import ops
 
 RES_EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 

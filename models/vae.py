@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mindpangu.models.layers import GroupNorm, GroupNormSiLU, conv1x1, conv3x3, upsample2x
-from mindpangu.models.spec import VAESpec
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
+from mindpangu.models.layers import GroupNorm, GroupNormSiLU, conv1x1, conv3x3, upsample2x
+from mindpangu.models.spec import VAESpec
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mindpangu  # noqa: F401 - sets the environment before MindSpore is imported
@@ -12,21 +13,22 @@ from tests.tiny import training
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
-    """A folder with the exports of all four trainings, each of four steps."""
+    """A folder with the exports of the trainings, each of four steps; the texture net is the structure net, varied."""
+    from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
+    from mindpangu.config import parse
     from mindpangu.train.config import TrainConfig
     from mindpangu.train.run import run
 
-    from mindpangu.config import parse
-
     folder = tmp_path_factory.mktemp("runs")
-    for part in ("vae", "clip", "structure", "texture"):
-        limits = {
-            "structure": {"t_min": 500},
-            "texture": {"t_max": 500, "crop_share": 0.5, "crop_latents": 2},
-        }
-        values = training(part, folder)
-        values.get("diffusion", {}).update(limits.get(part, {}))
-        run(parse(values, TrainConfig, part))
+    for part in ("vae", "clip", "structure"):
+        run(parse(training(part, folder), TrainConfig, part))
+    export = folder / "structure" / "unet.safetensors"
+    rng = np.random.default_rng(0)
+    varied = {
+        name: (value + 0.05 * rng.standard_normal(value.shape)).astype(np.float16)
+        for name, value in load_tensors(export).items()
+    }
+    save_checkpoint(folder / "texture" / "unet.safetensors", varied, read_card(export))
     return folder
 
 

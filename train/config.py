@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from mindpangu.models.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
-
 from mindpangu.data.examples import DataConfig
 from mindpangu.diffusion.schedule import ScheduleSpec
+from mindpangu.models.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
 
 
 @dataclass(frozen=True)

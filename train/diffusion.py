@@ -8,12 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindpangu.models.conditioner import PanGuConditioner
-from mindpangu.models.loading import load_conditioner, load_vae
-from mindpangu.models.unet import UNet
-from mindpangu.train.config import DiffusionTask, TrainConfig
-from mindpangu.train.latents import encode_scenes
-from mindpangu.train.weights import half, prefixed, unprefixed
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 from PIL import Image
@@ -24,7 +18,13 @@ from mindpangu.diffusion import Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
+from mindpangu.models.conditioner import PanGuConditioner
+from mindpangu.models.loading import load_conditioner, load_vae
+from mindpangu.models.unet import UNet
 from mindpangu.text.tokenizer import TextTokenizer
+from mindpangu.train.config import DiffusionTask, TrainConfig
+from mindpangu.train.latents import encode_scenes
+from mindpangu.train.weights import half, prefixed, unprefixed
 
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindpangu.models.vae import AutoencoderKL
 from mindspore import Tensor
 from tqdm import tqdm
 
 from mindpangu.checkpoint.store import load_tensors, save_checkpoint
 from mindpangu.data.examples import Examples, to_model
+from mindpangu.models.vae import AutoencoderKL
 
 ENCODE_BATCH = 16
 

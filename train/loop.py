@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Optional, Protocol
 
 import numpy as np
-from mindpangu.train.config import TrainConfig
-from mindpangu.train.schedule import adamw_coefficients, learning_rate
-from mindpangu.train.step import TrainStep
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.config import dump
 from mindpangu.errors import UserError
+from mindpangu.train.config import TrainConfig
+from mindpangu.train.schedule import adamw_coefficients, learning_rate
+from mindpangu.train.step import TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
 STATE = "state.safetensors"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mindpangu.train.config import TrainConfig
-
 from mindpangu import runtime
+from mindpangu.train.config import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
@@ -15,6 +14,7 @@ def run(config: TrainConfig) -> None:
     """
     runtime.start(config.context.device_target)
     import mindspore
+
     from mindpangu.train.loop import Task, fit
 
     mindspore.set_seed(config.context.seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mindpangu.train.config import Optimizer
 from mindspore import ParameterTuple, Tensor, nn, ops
+
+from mindpangu.train.config import Optimizer
 
 
 class TrainStep(nn.Cell):

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindpangu.models.vae import AutoencoderKL
-from mindpangu.train.config import TrainConfig, VAETask
-from mindpangu.train.weights import half, prefixed, unprefixed
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.data.examples import Examples, to_model, to_pictures
+from mindpangu.models.vae import AutoencoderKL
+from mindpangu.train.config import TrainConfig, VAETask
+from mindpangu.train.weights import half, prefixed, unprefixed
 
 LATENT_STATISTICS = 512  # scenes over which scale and shift are measured
 GRID = 8

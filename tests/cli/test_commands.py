@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from mindpangu.infer.files import read_settings
 from PIL import Image
+
+from mindpangu.infer.files import read_settings
 
 
 def mindpangu(*arguments: str) -> subprocess.CompletedProcess:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mindpangu.infer.files import contact_sheet, read_settings, save_drawing
-from mindpangu.infer.pipeline import PanGuDraw
 
 from mindpangu.errors import UserError
+from mindpangu.infer.files import contact_sheet, read_settings, save_drawing
+from mindpangu.infer.pipeline import PanGuDraw
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_says_when_a_prompt_is_cut(pipeline):
 
 
 def test_style_rows_and_guidance_change_the_picture(pipeline):
-    plain, styled = (pipeline("dog", steps=2, styles=styles)[0].image for styles in ({}, {"noto": 3.0}))
+    plain, styled = (pipeline("dog", steps=2, styles=styles)[0].image for styles in ({}, {"noto": 1e4}))
     assert np.asarray(plain).tolist() != np.asarray(styled).tolist()
 
 

@@ -12,9 +12,10 @@ from mindpangu.errors import UserError
 
 
 def test_unets_of_equal_spec_share_a_cell_and_keep_their_own_weights(runs):
+    from mindspore import Tensor
+
     from mindpangu.models.loading import load_unets
     from mindpangu.models.unet import UNet
-    from mindspore import Tensor
 
     paths = [runs / "structure" / "unet.safetensors", runs / "texture" / "unet.safetensors"]
     unets = load_unets(paths)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 
 from mindpangu import runtime
+from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 
 runtime.start("CPU")
+from mindspore import Tensor  # noqa: E402
+
 from mindpangu.models.clip import at_end, text_tower  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import UNet  # noqa: E402
 from mindpangu.models.vae import AutoencoderKL  # noqa: E402
-from mindspore import Tensor  # noqa: E402
 
 UNET = UNetSpec(4, 4, 16, (1, 2), 1, (0, 1), 16, 24, 12, norm_groups=4)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mindpangu.train.config import TrainConfig
 
 from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors
 from mindpangu.config import parse
+from mindpangu.train.config import TrainConfig
 from tests.tiny import SIZES, training
 
 
@@ -17,7 +17,7 @@ def task(runs):
     from mindpangu.train.diffusion import TrainDiffusion
 
     runtime.start("CPU")
-    values = training("texture", runs, output_dir=str(runs / "texture"))
+    values = training("texture", runs, output_dir=str(runs / "structure"))
     values["diffusion"].update(t_max=500, crop_share=0.5, crop_latents=2, caption_dropout=0.5)
     return TrainDiffusion(parse(values, TrainConfig, "test"))
 

@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from mindpangu.train.config import LRSchedule, Optimizer, TrainConfig
-from mindpangu.train.schedule import adamw_coefficients, learning_rate
 
 from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors
 from mindpangu.config import parse
 from mindpangu.errors import UserError
+from mindpangu.train.config import LRSchedule, Optimizer, TrainConfig
+from mindpangu.train.schedule import adamw_coefficients, learning_rate
 from tests.tiny import training
 
 
@@ -108,8 +108,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
 def test_the_step_is_adamw_with_bias_correction_and_clipping():
     """Three steps on a quadratic against AdamW written out in float64."""
     runtime.start("CPU")
-    from mindpangu.train.step import TrainStep
     from mindspore import Parameter, Tensor, nn
+
+    from mindpangu.train.step import TrainStep
 
     class Quadratic(nn.Cell):
         def __init__(self):
