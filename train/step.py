@@ -6,6 +6,21 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindpangu.train.config import Optimizer
 
+# Mapped over all parameters by HyperMap: a Python loop in `construct` takes MindSpore minutes to compile.
+_half_square = ops.MultitypeFuncGraph("half_square")
+_adamw = ops.MultitypeFuncGraph("adamw")
+
+
+@_half_square.register("Tensor")
+def _half_square_of_tensor(gradient: Tensor) -> Tensor:
+    return ops.L2Loss()(gradient)
+
+
+@_adamw.register(*["Function"] + ["Tensor"] * 11, "Bool")
+def _adamw_of_tensor(adam, lr, beta1, beta2, eps, decay, zero, scale, weight, moment1, moment2, gradient, decays):
+    decay = decay if decays else zero
+    return adam(weight, moment1, moment2, lr, beta1, beta2, eps, decay, gradient * scale)
+
 
 class TrainStep(nn.Cell):
     """construct(lr, eps, weight_decay, *batch) -> (loss, gradient norm before clipping); updates the parameters.
@@ -21,32 +36,16 @@ class TrainStep(nn.Cell):
         self.moment2 = self.weights.clone(prefix="moment2", init="zeros")
         self.decays = tuple(len(p.shape) > 1 for p in self.weights)
         self.gradient = ops.value_and_grad(loss_net, None, self.weights)
-        self.beta1 = Tensor(optimizer.betas[0])
-        self.beta2 = Tensor(optimizer.betas[1])
+        self.beta1, self.beta2 = Tensor(optimizer.betas[0]), Tensor(optimizer.betas[1])
         self.max_grad_norm = optimizer.max_grad_norm
-        self.adam = ops.AdamWeightDecay()
         self.zero = Tensor(0.0)
-        self.l2_loss = ops.L2Loss()
+        self.adam = ops.AdamWeightDecay()
+        self.map = ops.HyperMap()
 
     def construct(self, lr: Tensor, eps: Tensor, weight_decay: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, gradients = self.gradient(*batch)
-        norm = ops.sqrt(2.0 * ops.addn([self.l2_loss(g) for g in gradients]))
+        norm = ops.sqrt(2.0 * ops.addn(self.map(_half_square, gradients)))
         scale = self.max_grad_norm / ops.maximum(norm, self.max_grad_norm)
-        for i in range(len(self.weights)):
-            decay = weight_decay if self.decays[i] else self.zero
-            g = gradients[i] * scale
-            lr = ops.depend(
-                lr,
-                self.adam(
-                    self.weights[i],
-                    self.moment1[i],
-                    self.moment2[i],
-                    lr,
-                    self.beta1,
-                    self.beta2,
-                    eps,
-                    decay,
-                    g,
-                ),
-            )
-        return ops.depend(loss, lr), norm
+        update = ops.partial(_adamw, self.adam, lr, self.beta1, self.beta2, eps, weight_decay, self.zero, scale)
+        done = self.map(update, self.weights, self.moment1, self.moment2, gradients, self.decays)
+        return ops.depend(loss, done), norm

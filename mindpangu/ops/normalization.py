@@ -17,7 +17,5 @@ def group_norm_silu(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: fl
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """Layer normalisation over the last axis, from elementary operators: LayerNorm's gradient is slow on CPU."""
-    centred = x - x.mean(-1, keep_dims=True)
-    variance = (centred * centred).mean(-1, keep_dims=True)
-    return centred * ops.rsqrt(variance + eps) * gamma + beta
+    """Layer normalisation over the last axis (arXiv 1607.06450). x: (…, C); gamma, beta: (C,)."""
+    return ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)(x, gamma, beta)[0]
