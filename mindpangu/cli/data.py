@@ -26,15 +26,16 @@ def emoji(
     from mindpangu.data.emoji import build
     from mindpangu.data.sources import STYLES
 
-    with tqdm(unit="picture") as bar:
+    bars: list[tqdm] = []
 
-        def progress(name: str, done: int, total: int) -> None:
-            if done == 1:
-                bar.reset(total)
-                bar.set_description(name)
-            bar.update()
+    def progress(name: str, done: int, total: int) -> None:
+        if done == 1:
+            bars.append(tqdm(total=total, desc=name, unit="picture"))
+        bars[-1].update()
+        if done == total:
+            bars[-1].close()
 
-        report = build(out, tuple(style) or tuple(STYLES), size, low_res_share, progress=progress)
+    report = build(out, tuple(style) or tuple(STYLES), size, low_res_share, progress=progress)
     counts = ", ".join(f"{name} {count}" for name, count in report.pictures.items())
     print(f"{sum(report.pictures.values())} pictures in {out}: {counts}")
     if report.missing:
