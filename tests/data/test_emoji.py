@@ -163,7 +163,7 @@ def test_art_that_is_not_square_is_centred():
 
 def test_a_damaged_manifest_line_is_numbered(tmp_path):
     (tmp_path / "manifest.jsonl").write_text("{}\n", encoding="utf-8")
-    with pytest.raises(UserError, match="manifest.jsonl:1"):
+    with pytest.raises(UserError, match=r"manifest\.jsonl:1"):
         manifest.read(tmp_path)
 
 

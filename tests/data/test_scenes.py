@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import SAMPLE
 
 from mindpangu.data.captions import COLOUR_WORDS, PLACE_WORDS, caption
 from mindpangu.data.examples import DataConfig, Examples, parse_size, to_model, to_pictures
 from mindpangu.data.scenes import CENTRES, COLOURS, draw_scene, nearest_colour, render
+from tests.tiny import SAMPLE
 
 SIZES = ("128x128", "160x96", "96x160", "256x64", "64x256")
 
