@@ -88,7 +88,9 @@ class PanGuDraw:
         runtime.start(device)
         return cls(folder)
 
-    def __call__(self, prompts: Union[str, Sequence[str]], *, progress: Optional[Progress] = None, **options: Any):
+    def __call__(
+        self, prompts: Union[str, Sequence[str]], *, progress: Optional[Progress] = None, **options: Any
+    ) -> list[Drawing]:
         """Draw `n` pictures of each prompt; options are `Request`'s fields. progress(done, total) counts steps.
 
         Returns:

@@ -86,6 +86,13 @@ def linear(in_channels: int, out_channels: int, bias: bool = True, init: str = "
     return nn.Dense(in_channels, out_channels, has_bias=bias, weight_init=init, bias_init="zeros")
 
 
-def upsample2x(x: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling of (N, C, H, W) by two."""
-    return mops.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="nearest")
+class Upsample(nn.Cell):
+    """Double the size by repeating pixels, then 3×3 convolution: (N, C, H, W) -> (N, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def construct(self, x: Tensor) -> Tensor:
+        size = (x.shape[2] * 2, x.shape[3] * 2)
+        return self.conv(mops.interpolate(x, size=size, mode="nearest"))

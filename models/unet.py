@@ -13,10 +13,10 @@ from mindpangu.models.layers import (
     GroupNormSiLU,
     LayerNorm,
     SinusoidalEmbedding,
+    Upsample,
     conv1x1,
     conv3x3,
     linear,
-    upsample2x,
 )
 from mindpangu.models.spec import UNetSpec
 
@@ -144,17 +144,6 @@ class Downsample(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.op(x)
-
-
-class Upsample(nn.Cell):
-    """Double the size, then 3×3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3x3(channels, channels)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(upsample2x(x))
 
 
 class UNet(nn.Cell):

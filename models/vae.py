@@ -6,7 +6,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
-from mindpangu.models.layers import GroupNorm, GroupNormSiLU, conv1x1, conv3x3, upsample2x
+from mindpangu.models.layers import GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
 from mindpangu.models.spec import VAESpec
 
 EPS = 1e-6
@@ -83,17 +83,6 @@ class Downsample(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.conv(x)
-
-
-class Upsample(nn.Cell):
-    """Double the size, then 3×3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3x3(channels, channels)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(upsample2x(x))
 
 
 class EncoderLevel(nn.Cell):

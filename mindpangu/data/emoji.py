@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from PIL import Image, UnidentifiedImageError
 
@@ -145,7 +146,9 @@ def build(
     return report
 
 
-def _build_one(out: Path, style: str, reader: Reader, concept: Concept, side: int, report: Report):
+def _build_one(
+    out: Path, style: str, reader: Reader, concept: Concept, side: int, report: Report
+) -> Optional[manifest.Record]:
     file = f"{style}/{concept.code}.png"
     try:
         if not _is_picture(out / file, side):
