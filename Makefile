@@ -14,10 +14,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
 $(VENV)/base: pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "mindpangu: no suitable Python found; install Python 3.9, 3.10, 3.11 or 3.12" \
-		"(found: $$(python3 --version 2>&1 || true))"; exit 2; }
+		"(found: $$(python3 --version 2>/dev/null || echo no python3))"; exit 2; }
 	@$(PYTHON) -c '$(SUITABLE)' || { echo "mindpangu: $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 		"Python 3.9-3.12 with venv is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@test "$(PYTHON)" = python3 || echo "mindpangu: python3 is $$(python3 --version 2>&1 || echo absent); using $(PYTHON)"
+	@test "$(PYTHON)" = python3 || echo "mindpangu: python3 is $$(python3 --version 2>/dev/null || echo absent); using $(PYTHON)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	@touch $@
