@@ -33,17 +33,19 @@ class Pictures:
 
     records: list[manifest.Record]
     examples: dict[str, Examples]
+    places: dict[str, int]  # of each file among its split's examples
 
     @classmethod
     def open(cls, config: DataConfig) -> Pictures:
         """Raises: UserError where there is no data."""
         examples = {split: Examples(config, split) for split in manifest.SPLITS}
-        return cls([r for e in examples.values() for r in e.records], examples)
+        places = {r.file: i for e in examples.values() for i, r in enumerate(e.records)}
+        return cls([r for e in examples.values() for r in e.records], examples, places)
 
     def render(self, record: manifest.Record, background: str = "white", side: int = SIDE) -> np.ndarray:
         """(side, side, 3) uint8."""
         examples = self.examples[record.split]
-        index = examples.records.index(record)
+        index = self.places[record.file]
         scene = Scene(side, side, background, (Placed(index, "middle", side / 2, side / 2, round(side * 0.92)),))
         return examples.image(scene)
 
@@ -169,7 +171,7 @@ def judge_compositions(
         placed = []
         for number, place in parts:
             x, y, free = cell(SIDE, SIDE, place, 2)
-            index = pictures.examples["train"].records.index(pool[number])
+            index = pictures.places[pool[number].file]
             placed.append(Placed(index, place, x, y, round(free * 0.92)))
         real.append(pictures.examples["train"].image(Scene(SIDE, SIDE, colour, tuple(placed))))
     result: dict[str, Any] = {"scenes": count, "style": style, "real": check(real)}
