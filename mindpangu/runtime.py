@@ -10,12 +10,17 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 from mindpangu.errors import UserError
 
 # Under every AVX512 setting MindSpore's oneDNN falls back to a reference convolution, about 70 times slower.
 ONEDNN_ISA = "AVX2"
+
+# Our own operators on a CPU: "bf16" inside with float32 outside, "fp32" throughout, or "off" (MindSpore's own).
+CPU_OPERATORS = "MINDPANGU_CPU_OPS"
+PRECISIONS = ("bf16", "fp32", "off")
 
 DEVICES = ("auto", "CPU", "Ascend")
 
@@ -40,6 +45,28 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def _has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in text
+
+
+def cpu_operators() -> str:
+    """Which CPU operators are asked for: "bf16", "fp32" or "off".
+
+    Raises:
+        UserError: the environment says something else.
+    """
+    prepare_environment()
+    value = os.environ[CPU_OPERATORS]
+    if value not in PRECISIONS:
+        raise UserError(f"{CPU_OPERATORS}={value} is unknown; allowed: {', '.join(PRECISIONS)}")
+    return value
+
+
 def _default(name: str, value: str) -> Setting:
     if name in os.environ:
         return Setting(name, os.environ[name], "you")
@@ -54,6 +81,9 @@ def prepare_environment() -> None:
     if platform.machine().lower() in ("x86_64", "amd64"):
         _settings.append(_default("ONEDNN_MAX_CPU_ISA", ONEDNN_ISA))
     _settings.append(_default("OMP_NUM_THREADS", str(cores())))
+    # Threads that spin while they wait take the cores from MindSpore's own threads, and from every other process.
+    _settings.append(_default("OMP_WAIT_POLICY", "passive"))
+    _settings.append(_default(CPU_OPERATORS, "bf16" if _has_bf16() else "fp32"))
     _settings.append(_default("GLOG_v", "3"))  # errors only
     # Plugins of other devices complain when they do not load; `mindpangu doctor` names what is missing instead.
     _settings.append(_default("GLOG_logtostderr", "1"))

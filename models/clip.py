@@ -11,15 +11,15 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
-from mindpangu.models.layers import LayerNorm
+from mindpangu.models.layers import Dense, LayerNorm
 from mindpangu.models.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
 
 
-def dense(in_channels: int, out_channels: int) -> nn.Dense:
+def dense(in_channels: int, out_channels: int) -> Dense:
     """A dense layer with CLIP's initial weights."""
-    return nn.Dense(in_channels, out_channels, weight_init=Normal(INIT_STD), bias_init="zeros")
+    return Dense(in_channels, out_channels, True, Normal(INIT_STD))
 
 
 class Embedding(nn.Cell):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Union
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore import ops as mops
-from mindspore.common.initializer import initializer
+from mindspore.common.initializer import Initializer, initializer
 
 from mindpangu import ops
 
@@ -61,29 +62,46 @@ class SinusoidalEmbedding(nn.Cell):
         return mops.concat((mops.cos(angles), mops.sin(angles)), 1)
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, init: str = "he_uniform") -> nn.Conv2d:
-    """A 3×3 convolution with bias that keeps the size (or halves it at stride 2)."""
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        3,
-        stride=stride,
-        pad_mode="pad",
-        padding=1,
-        has_bias=True,
-        weight_init=init,
-        bias_init="zeros",
-    )
+class Conv2d(nn.Cell):
+    """Convolution with bias. Zeros are put `before` (top, left) and `after` (bottom, right)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, before: int, after: int, init: str
+    ) -> None:
+        super().__init__()
+        self.stride, self.before, self.after = stride, before, after
+        self.weight = Parameter(initializer(init, (out_channels, in_channels, kernel, kernel)), name="weight")
+        self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.before, self.after)
 
 
-def conv1x1(in_channels: int, out_channels: int, init: str = "xavier_uniform") -> nn.Conv2d:
-    """A 1×1 convolution with bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, has_bias=True, weight_init=init, bias_init="zeros")
+class Dense(nn.Cell):
+    """x · weightᵀ + bias over the last axis; biases start at zero."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool, init: Union[str, Initializer]) -> None:
+        super().__init__()
+        self.weight = Parameter(initializer(init, (out_channels, in_channels)), name="weight")
+        self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias") if bias else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.dense(x, self.weight, self.bias)
 
 
-def linear(in_channels: int, out_channels: int, bias: bool = True, init: str = "xavier_uniform") -> nn.Dense:
-    """A dense layer; biases start at zero."""
-    return nn.Dense(in_channels, out_channels, has_bias=bias, weight_init=init, bias_init="zeros")
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, init: str = "he_uniform") -> Conv2d:
+    """A 3×3 convolution that keeps the size (or halves it at stride 2)."""
+    return Conv2d(in_channels, out_channels, 3, stride, 1, 1, init)
+
+
+def conv1x1(in_channels: int, out_channels: int, init: str = "xavier_uniform") -> Conv2d:
+    """A 1×1 convolution."""
+    return Conv2d(in_channels, out_channels, 1, 1, 0, 0, init)
+
+
+def linear(in_channels: int, out_channels: int, bias: bool = True, init: str = "xavier_uniform") -> Dense:
+    """A dense layer."""
+    return Dense(in_channels, out_channels, bias, init)
 
 
 class Upsample(nn.Cell):

@@ -23,11 +23,6 @@ from mindpangu.models.spec import UNetSpec
 RES_EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 
 
-def silu(x: Tensor) -> Tensor:
-    """x · σ(x)."""
-    return x * mops.sigmoid(x)
-
-
 class ResBlock(nn.Cell):
     """Residual block; the embedding is added between the convolutions."""
 
@@ -222,10 +217,10 @@ class UNet(nn.Cell):
         return x
 
     def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Optional[Tensor] = None) -> Tensor:
-        embedding = self.time_embed[2](silu(self.time_embed[0](self.timestep(t))))
+        embedding = self.time_embed[2](ops.silu(self.time_embed[0](self.timestep(t))))
         if self.has_vector:
-            embedding = embedding + self.label_emb[0][2](silu(self.label_emb[0][0](vector)))
-        embedding = silu(embedding)
+            embedding = embedding + self.label_emb[0][2](ops.silu(self.label_emb[0][0](vector)))
+        embedding = ops.silu(embedding)
         skips = []
         for stage in self.input_blocks:
             x = self._stage(stage, x, embedding, context)

@@ -6,7 +6,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
-from mindpangu.models.layers import GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
+from mindpangu.models.layers import Conv2d, GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
 from mindpangu.models.spec import VAESpec
 
 EPS = 1e-6
@@ -70,16 +70,7 @@ class Downsample(nn.Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            channels,
-            channels,
-            3,
-            stride=2,
-            pad_mode="pad",
-            padding=(0, 1, 0, 1),
-            has_bias=True,
-            bias_init="zeros",
-        )
+        self.conv = Conv2d(channels, channels, 3, 2, 0, 1, "he_uniform")
 
     def construct(self, x: Tensor) -> Tensor:
         return self.conv(x)

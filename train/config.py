@@ -43,12 +43,21 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """Linear warm-up, then constant or cosine down to `final_ratio` of the peak; both lengths in images."""
+    """Linear warm-up, then cosine down to `final_ratio` of the peak, or constant until the last `cooldown_images`.
+
+    A constant rate's cooldown is linear down to `final_ratio`. All lengths are in images. Unlike cosine's, a constant
+    rate's run can be made longer afterwards from a checkpoint before the cooldown.
+    """
 
     learning_rate: float
     type: Literal["constant", "cosine"] = "cosine"
     warmup_images: int = 0
+    cooldown_images: int = 0
     final_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.type == "cosine" and self.cooldown_images:
+            raise ValueError("cooldown_images belong to type constant; cosine falls all the way by itself")
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
-    step = TrainStep(task.loss_net, config.optimizer)
+    step = TrainStep(task.loss_net)
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)
     state = load_state(folder, step, average) if config.resume_training else State()
@@ -138,8 +138,8 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
             batch = upcoming.result()
             upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size)
             lr = learning_rate(config.lr_schedule, state.nimg, total)
-            scalars = [Tensor(v) for v in adamw_coefficients(config.optimizer, lr, state.step + 1)]
-            loss, norm = step(*scalars, *(Tensor(array) for array in batch))
+            coefficients = adamw_coefficients(config.optimizer, lr, state.step + 1)
+            loss, norm = step(Tensor(coefficients), *(Tensor(array) for array in batch))
             losses.append(float(loss.asnumpy()))
             state.nimg += batch_size
             state.step += 1

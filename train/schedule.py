@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from mindpangu.train.config import LRSchedule, Optimizer
 
 
@@ -12,18 +14,22 @@ def learning_rate(schedule: LRSchedule, nimg: int, total: int) -> float:
     if nimg < schedule.warmup_images:
         return schedule.learning_rate * (nimg + 1) / schedule.warmup_images
     if schedule.type == "constant":
-        return schedule.learning_rate
-    done = (nimg - schedule.warmup_images) / max(1, total - schedule.warmup_images)
-    share = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        share = min(1.0, max(0, total - nimg) / max(1, schedule.cooldown_images))
+    else:
+        done = (nimg - schedule.warmup_images) / max(1, total - schedule.warmup_images)
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return schedule.learning_rate * (schedule.final_ratio + (1 - schedule.final_ratio) * share)
 
 
-def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> tuple[float, float, float]:
-    """(lr, eps, weight_decay) that make an Adam without bias correction take step `step` (from 1) of the true AdamW.
+def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> np.ndarray:
+    """The coefficients of `ops.adamw`, (6,) float32, that make its step number `step` (from 1) one of the true AdamW.
 
     p ← p − lr·(m̂/(√v̂ + eps) + wd·p) with m̂ = m/c₁, v̂ = v/c₂ equals p ← p − lr'·(m/(√v + eps') + wd'·p) for
     lr' = lr·√c₂/c₁, eps' = eps·√c₂, wd' = wd·c₁/√c₂.
     """
     beta1, beta2 = optimizer.betas
     c1, root_c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-    return lr * root_c2 / c1, optimizer.eps * root_c2, optimizer.weight_decay * c1 / root_c2
+    decay = optimizer.weight_decay * c1 / root_c2
+    return np.array(
+        [lr * root_c2 / c1, beta1, beta2, optimizer.eps * root_c2, decay, optimizer.max_grad_norm], np.float32
+    )

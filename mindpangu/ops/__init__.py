@@ -1,16 +1,22 @@
 """Floor 1: the functions that Cells call where a plain operator is too slow or the back end depends on the device."""
 
-from mindpangu.ops.activation import geglu, gelu, quick_gelu
+from mindpangu.ops.activation import geglu, gelu, quick_gelu, silu
 from mindpangu.ops.attention import attention, causal_mask
+from mindpangu.ops.layer import conv2d, dense
 from mindpangu.ops.normalization import group_norm, group_norm_silu, layer_norm
+from mindpangu.ops.optimizer import adamw
 
 __all__ = [
+    "adamw",
     "attention",
     "causal_mask",
+    "conv2d",
+    "dense",
     "geglu",
     "gelu",
     "group_norm",
     "group_norm_silu",
     "layer_norm",
     "quick_gelu",
+    "silu",
 ]

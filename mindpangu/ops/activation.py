@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from mindspore import Tensor, ops
 
+from mindpangu.ops import cpu
+
+
+def silu(x: Tensor) -> Tensor:
+    """x · σ(x)."""
+    return x * ops.sigmoid(x)
+
 
 def gelu(x: Tensor) -> Tensor:
     """x · Φ(x), exact (erf), as SDXL's checkpoints need; the tanh form differs from it by up to 5e-4."""
@@ -17,5 +24,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def geglu(x: Tensor) -> Tensor:
     """(..., 2C) -> (..., C): the first half times the GELU of the second (arXiv 2002.05202)."""
+    if cpu.in_use():
+        return cpu.geglu()(x)
     value, gate = x.chunk(2, axis=-1)
     return value * gelu(gate)

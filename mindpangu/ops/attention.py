@@ -1,7 +1,7 @@
 """Scaled dot-product attention, the one function through which every net attends.
 
-The back end follows the device: composed operators on CPU, MindSpore's FlashAttentionScore on Ascend (never run on an
-NPU by us: written from its documentation).
+The back end follows the device: MindSpore's FlashAttentionScore on Ascend (never run on an NPU by us: written from its
+documentation), our own operator on a CPU where it could be built, composed operators elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Optional
 import numpy as np
 from mindspore import Tensor, context, ops
 from mindspore.ops import constexpr
+
+from mindpangu.ops import cpu
 
 
 def causal_mask(length: int) -> Tensor:
@@ -39,6 +41,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask
     """
     if _on_ascend():
         return _flash(q, k, v, heads, scale, mask)
+    if cpu.in_use():
+        return cpu.attention()(q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale))
     return _composed(q, k, v, heads, scale, mask)
 
 

@@ -105,9 +105,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     assert (config.output_dir / "state.safetensors").read_bytes() == before
 
 
-def test_the_step_is_adamw_with_bias_correction_and_clipping():
-    """Three steps on a quadratic against AdamW written out in float64."""
+@pytest.mark.parametrize("operators", ["off", "fp32"])
+def test_the_step_is_adamw_with_bias_correction_and_clipping(operators, monkeypatch):
+    """Three steps on a quadratic against AdamW written out in float64, MindSpore's optimizer and ours."""
     runtime.start("CPU")
+    monkeypatch.setenv(runtime.CPU_OPERATORS, operators)
     from mindspore import Parameter, Tensor, nn
 
     from mindpangu.train.step import TrainStep
@@ -123,14 +125,13 @@ def test_the_step_is_adamw_with_bias_correction_and_clipping():
 
     optimizer = Optimizer(betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, max_grad_norm=4.0)
     net, lr = Quadratic(), 0.05
-    step = TrainStep(net, optimizer)
+    step = TrainStep(net)
     p = {"w": np.array([[3.0, -2.0]]), "b": np.array([5.0])}
     m = {k: np.zeros_like(v) for k, v in p.items()}
     v = {k: np.zeros_like(value) for k, value in p.items()}
     for k in range(1, 4):
         scale = 0.5 if k == 2 else 1.0
-        scalars = [Tensor(x) for x in adamw_coefficients(optimizer, lr, k)]
-        _, norm = step(*scalars, Tensor(scale))
+        _, norm = step(Tensor(adamw_coefficients(optimizer, lr, k)), Tensor(scale))
         gradient = {name: 2 * scale * value for name, value in p.items()}
         expected_norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
         assert float(norm.asnumpy()) == pytest.approx(expected_norm, rel=1e-5)
@@ -151,6 +152,9 @@ def test_learning_rate_warms_up_then_falls():
     assert learning_rate(cosine, 100, 1100) == pytest.approx(1.0)
     assert learning_rate(cosine, 600, 1100) == pytest.approx(0.55)
     assert learning_rate(cosine, 1100, 1100) == pytest.approx(0.1)
+    constant = LRSchedule(learning_rate=0.3, type="constant", cooldown_images=200)
+    assert learning_rate(constant, 800, 1000) == 0.3
+    assert learning_rate(constant, 900, 1000) == pytest.approx(0.15)
     assert learning_rate(LRSchedule(learning_rate=0.3, type="constant"), 999, 1000) == 0.3
 
 
@@ -159,6 +163,7 @@ def test_learning_rate_warms_up_then_falls():
     [
         ({"clip": None, "vae": None}, "exactly one of vae, clip and diffusion"),
         ({"runner_config": {"images": 0}}, "must both be positive"),
+        ({"lr_schedule": {"cooldown_images": 8}}, "belong to type constant"),
         ({"lr_schedul": 1}, "did you mean 'lr_schedule'"),
         ({"data": {"sizes": ["12"]}}, "WIDTHxHEIGHT"),
         ({"context": {"device_target": "GPU"}}, "allowed: auto, CPU, Ascend"),

@@ -1,0 +1,452 @@
+// Normalisations, gated activation, attention and the optimizer: what is bound by memory or by the count of operators.
+//
+// All tensors are float32. Entry points follow MindSpore's `ops.Custom` (func_type "aot"): inputs, then outputs.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#define AOT(name) \
+    extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *)
+
+namespace {
+
+float *f(void *p) { return static_cast<float *>(p); }
+
+int64_t count(int ndim, const int64_t *shape) {
+    int64_t n = 1;
+    for (int i = 0; i < ndim; ++i) n *= shape[i];
+    return n;
+}
+
+float sigmoid(float z) { return 1.0f / (1.0f + std::exp(-z)); }
+
+// Mean and 1/std of a row.
+void moments(const float *x, int64_t n, float eps, float &mean, float &rstd) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+    mean = sum / n;
+    float square = 0;
+    const float m = mean;
+#pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < n; ++i) square += (x[i] - m) * (x[i] - m);
+    rstd = 1.0f / std::sqrt(square / n + eps);
+}
+
+struct GroupShape {
+    int64_t n, c, hw, groups, per;
+    float eps;
+    bool silu;
+    // settings: {groups, eps, 1 for SiLU}
+    GroupShape(int ndim, const int64_t *shape, const float *settings)
+        : n(shape[0]), c(shape[1]), hw(count(ndim - 2, shape + 2)), groups((int64_t)settings[0]), per(c / groups),
+          eps(settings[1]), silu(settings[2] != 0) {}
+};
+
+// c += or = a · b for small dense blocks: C (m, n) from A (m, k) with strides (ai, ak) and B (k, n) with stride ldb.
+// n is a multiple of 16 and m of 4; B and C are padded by who allocates them.
+typedef float V __attribute__((vector_size(64), aligned(4)));
+
+template <int COLUMNS>
+void block(int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, float *c, int64_t ldc,
+           bool add) {
+    V sum[4][COLUMNS];
+    for (int r = 0; r < 4; ++r)
+        for (int j = 0; j < COLUMNS; ++j) sum[r][j] = add ? *(const V *)(c + r * ldc + 16 * j) : V{};
+    for (int64_t p = 0; p < k; ++p) {
+        V row[COLUMNS];
+        for (int j = 0; j < COLUMNS; ++j) row[j] = *(const V *)(b + p * ldb + 16 * j);
+        for (int r = 0; r < 4; ++r) {
+            const float s = a[r * ai + p * ak];
+            for (int j = 0; j < COLUMNS; ++j) sum[r][j] += s * row[j];
+        }
+    }
+    for (int r = 0; r < 4; ++r)
+        for (int j = 0; j < COLUMNS; ++j) *(V *)(c + r * ldc + 16 * j) = sum[r][j];
+}
+
+void matmul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
+            float *c, int64_t ldc, bool add) {
+    for (int64_t j = 0; j < n;) {
+        const bool wide = n - j >= 64;
+        for (int64_t i = 0; i < m; i += 4) {
+            const float *ap = a + i * ai;
+            float *cp = c + i * ldc + j;
+            if (wide) {
+                block<4>(k, ap, ai, ak, b + j, ldb, cp, ldc, add);
+            } else if (n - j >= 32) {
+                block<2>(k, ap, ai, ak, b + j, ldb, cp, ldc, add);
+            } else {
+                block<1>(k, ap, ai, ak, b + j, ldb, cp, ldc, add);
+            }
+        }
+        j += wide ? 64 : n - j >= 32 ? 32 : 16;
+    }
+}
+
+int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+constexpr int64_t QUERIES = 32;  // rows of scores in flight: no (S, T) tensor is ever made
+
+// One head's keys and values, copied out of (T, heads·D) rows, padded with zeros, plain and transposed.
+struct Head {
+    int64_t s, t, d, stride, tp, dp;
+    float scale;
+    const float *mask;
+    std::vector<float> q, p, k, kt, v, vt, dout, ds, dq, dk, dv, ot;
+    Head(int64_t s, int64_t t, int64_t d, int64_t stride, float scale, const float *mask)
+        : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), scale(scale), mask(mask),
+          q(QUERIES * dp), p(QUERIES * tp), k(tp * dp), kt(dp * tp), v(tp * dp), ot(QUERIES * dp) {}
+    void rows(const float *from, int64_t n, std::vector<float> &to) const {
+        for (int64_t i = 0; i < n; ++i) std::memcpy(&to[i * dp], from + i * stride, d * sizeof(float));
+    }
+    void transpose(const std::vector<float> &from, std::vector<float> &to) const {
+        for (int64_t i = 0; i < t; ++i)
+            for (int64_t j = 0; j < d; ++j) to[j * tp + i] = from[i * dp + j];
+    }
+    void load(const float *keys, const float *values) {
+        rows(keys, t, k);
+        transpose(k, kt);
+        rows(values, t, v);
+    }
+    // Probabilities of `n` queries from number `first` on, into p.
+    void probabilities(const float *queries, int64_t first, int64_t n) {
+        rows(queries + first * stride, n, q);
+        matmul(padded(n, 4), tp, d, q.data(), dp, 1, kt.data(), tp, p.data(), tp, false);
+        for (int64_t i = 0; i < n; ++i) {
+            float *row = &p[i * tp], top = -FLT_MAX, sum = 0;
+            const float *m = mask ? mask + (first + i) * t : nullptr;
+            for (int64_t j = 0; j < t; ++j) {
+                row[j] = row[j] * scale + (m ? m[j] : 0.0f);
+                top = std::max(top, row[j]);
+            }
+#pragma omp simd reduction(+ : sum)
+            for (int64_t j = 0; j < t; ++j) {
+                row[j] = std::exp(row[j] - top);
+                sum += row[j];
+            }
+            const float inverse = 1.0f / sum;
+            for (int64_t j = 0; j < t; ++j) row[j] *= inverse;
+        }
+    }
+    void forward(const float *queries, float *out) {
+        for (int64_t first = 0; first < s; first += QUERIES) {
+            const int64_t n = std::min(QUERIES, s - first);
+            probabilities(queries, first, n);
+            matmul(padded(n, 4), dp, t, p.data(), tp, 1, v.data(), dp, ot.data(), dp, false);
+            for (int64_t i = 0; i < n; ++i)
+                std::memcpy(out + (first + i) * stride, &ot[i * dp], d * sizeof(float));
+        }
+    }
+    void backward(const float *queries, const float *gradient, float *to_q, float *to_k, float *to_v) {
+        vt.resize(dp * tp);
+        transpose(v, vt);
+        dout.resize(QUERIES * dp);
+        ds.resize(QUERIES * tp);
+        dq.resize(QUERIES * dp);
+        dk.assign(tp * dp, 0.0f);
+        dv.assign(tp * dp, 0.0f);
+        for (int64_t first = 0; first < s; first += QUERIES) {
+            const int64_t n = std::min(QUERIES, s - first);
+            probabilities(queries, first, n);
+            rows(gradient + first * stride, n, dout);
+            matmul(padded(n, 4), tp, d, dout.data(), dp, 1, vt.data(), tp, ds.data(), tp, false);
+            for (int64_t i = 0; i < n; ++i) {
+                float *row = &ds[i * tp], dot = 0;
+                const float *prob = &p[i * tp];
+#pragma omp simd reduction(+ : dot)
+                for (int64_t j = 0; j < t; ++j) dot += row[j] * prob[j];
+                for (int64_t j = 0; j < t; ++j) row[j] = (row[j] - dot) * prob[j] * scale;
+            }
+            matmul(padded(n, 4), dp, t, ds.data(), tp, 1, k.data(), dp, dq.data(), dp, false);
+            matmul(padded(t, 4), dp, n, ds.data(), 1, tp, q.data(), dp, dk.data(), dp, true);
+            matmul(padded(t, 4), dp, n, p.data(), 1, tp, dout.data(), dp, dv.data(), dp, true);
+            for (int64_t i = 0; i < n; ++i)
+                std::memcpy(to_q + (first + i) * stride, &dq[i * dp], d * sizeof(float));
+        }
+        for (int64_t i = 0; i < t; ++i) {
+            std::memcpy(to_k + i * stride, &dk[i * dp], d * sizeof(float));
+            std::memcpy(to_v + i * stride, &dv[i * dp], d * sizeof(float));
+        }
+    }
+};
+
+// settings: {heads, scale}. mask: (S, T); another shape means none.
+struct AttentionShape {
+    int64_t n, s, t, heads, d, stride;
+    float scale;
+    const float *mask;
+    AttentionShape(int64_t **shapes, void **params)
+        : n(shapes[0][0]), s(shapes[0][1]), t(shapes[1][1]), heads((int64_t)f(params[4])[0]), d(shapes[0][2] / heads),
+          stride(shapes[0][2]), scale(f(params[4])[1]),
+          mask(shapes[3][0] == s && shapes[3][1] == t ? f(params[3]) : nullptr) {}
+    template <class Work> void each(Work work) const {
+#pragma omp parallel
+        {
+            Head head(s, t, d, stride, scale, mask);
+#pragma omp for
+            for (int64_t i = 0; i < n * heads; ++i) {
+                const int64_t row = i / heads, channel = i % heads * d;
+                work(head, row * s * stride + channel, row * t * stride + channel);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+// x (N, C, …), gamma (C,), beta (C,), settings (3,) -> y.
+AOT(GroupNorm) {
+    (void)nparam;
+    const GroupShape g(ndims[0], shapes[0], f(params[3]));
+    const float *x = f(params[0]), *gamma = f(params[1]), *beta = f(params[2]);
+    float *y = f(params[4]);
+#pragma omp parallel for
+    for (int64_t i = 0; i < g.n * g.groups; ++i) {
+        float mean, rstd;
+        moments(x + i * g.per * g.hw, g.per * g.hw, g.eps, mean, rstd);
+        for (int64_t j = 0; j < g.per; ++j) {
+            const int64_t channel = i % g.groups * g.per + j, start = (i * g.per + j) * g.hw;
+            const float a = gamma[channel] * rstd, b = beta[channel] - mean * a;
+            if (g.silu) {
+#pragma omp simd
+                for (int64_t k = start; k < start + g.hw; ++k) {
+                    const float z = a * x[k] + b;
+                    y[k] = z * sigmoid(z);
+                }
+            } else {
+#pragma omp simd
+                for (int64_t k = start; k < start + g.hw; ++k) y[k] = a * x[k] + b;
+            }
+        }
+    }
+    return 0;
+}
+
+// x, gamma, beta, settings, dy -> dx, dgamma, dbeta. The statistics are taken again: cheaper than keeping them.
+AOT(GroupNormGrad) {
+    (void)nparam;
+    const GroupShape g(ndims[0], shapes[0], f(params[3]));
+    const float *x = f(params[0]), *gamma = f(params[1]), *beta = f(params[2]), *dy = f(params[4]);
+    float *dx = f(params[5]), *dgamma = f(params[6]), *dbeta = f(params[7]);
+    std::vector<float> parts(2 * g.n * g.c);
+    float *part_gamma = parts.data(), *part_beta = parts.data() + g.n * g.c;
+#pragma omp parallel for
+    for (int64_t i = 0; i < g.n * g.groups; ++i) {
+        float mean, rstd, sum = 0, sum_hat = 0;
+        moments(x + i * g.per * g.hw, g.per * g.hw, g.eps, mean, rstd);
+        for (int64_t j = 0; j < g.per; ++j) {
+            const int64_t channel = i % g.groups * g.per + j, start = (i * g.per + j) * g.hw;
+            const float a = gamma[channel] * rstd, b = beta[channel] - mean * a;
+            float to_beta = 0, to_gamma = 0;
+            if (g.silu) {
+#pragma omp simd reduction(+ : to_beta, to_gamma)
+                for (int64_t k = start; k < start + g.hw; ++k) {
+                    const float z = a * x[k] + b, s = sigmoid(z), dz = dy[k] * s * (1.0f + z * (1.0f - s));
+                    dx[k] = dz;
+                    to_beta += dz;
+                    to_gamma += dz * (x[k] - mean) * rstd;
+                }
+            } else {
+#pragma omp simd reduction(+ : to_beta, to_gamma)
+                for (int64_t k = start; k < start + g.hw; ++k) {
+                    dx[k] = dy[k];
+                    to_beta += dy[k];
+                    to_gamma += dy[k] * (x[k] - mean) * rstd;
+                }
+            }
+            part_gamma[i * g.per + j] = to_gamma;
+            part_beta[i * g.per + j] = to_beta;
+            sum += gamma[channel] * to_beta;
+            sum_hat += gamma[channel] * to_gamma;
+        }
+        sum /= g.per * g.hw;
+        sum_hat /= g.per * g.hw;
+        for (int64_t j = 0; j < g.per; ++j) {
+            const int64_t channel = i % g.groups * g.per + j, start = (i * g.per + j) * g.hw;
+            const float scale = gamma[channel];
+#pragma omp simd
+            for (int64_t k = start; k < start + g.hw; ++k)
+                dx[k] = rstd * (scale * dx[k] - sum - (x[k] - mean) * rstd * sum_hat);
+        }
+    }
+    for (int64_t c = 0; c < g.c; ++c) {
+        dgamma[c] = dbeta[c] = 0;
+        for (int64_t n = 0; n < g.n; ++n) {
+            dgamma[c] += part_gamma[n * g.c + c];
+            dbeta[c] += part_beta[n * g.c + c];
+        }
+    }
+    return 0;
+}
+
+// x (…, C), gamma (C,), beta (C,), eps (1,) -> y.
+AOT(LayerNorm) {
+    (void)nparam;
+    const int64_t c = shapes[0][ndims[0] - 1], rows = count(ndims[0] - 1, shapes[0]);
+    const float *x = f(params[0]), *gamma = f(params[1]), *beta = f(params[2]), eps = f(params[3])[0];
+    float *y = f(params[4]);
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows; ++i) {
+        float mean, rstd;
+        moments(x + i * c, c, eps, mean, rstd);
+#pragma omp simd
+        for (int64_t j = 0; j < c; ++j) y[i * c + j] = (x[i * c + j] - mean) * rstd * gamma[j] + beta[j];
+    }
+    return 0;
+}
+
+// x, gamma, eps, dy -> dx, dgamma, dbeta.
+AOT(LayerNormGrad) {
+    (void)nparam;
+    const int64_t c = shapes[0][ndims[0] - 1], rows = count(ndims[0] - 1, shapes[0]);
+    const float *x = f(params[0]), *gamma = f(params[1]), eps = f(params[2])[0], *dy = f(params[3]);
+    float *dx = f(params[4]), *dgamma = f(params[5]), *dbeta = f(params[6]);
+    // One pair of sums a thread, added in their order: the same bits every time.
+    const int threads = omp_get_max_threads();
+    std::vector<float> parts(2 * c * threads);
+#pragma omp parallel num_threads(threads)
+    {
+        float *to_gamma = parts.data() + 2 * c * omp_get_thread_num(), *to_beta = to_gamma + c;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows; ++i) {
+            const float *row = x + i * c, *grad = dy + i * c;
+            float mean, rstd, sum = 0, sum_hat = 0;
+            moments(row, c, eps, mean, rstd);
+#pragma omp simd reduction(+ : sum, sum_hat)
+            for (int64_t j = 0; j < c; ++j) {
+                const float hat = (row[j] - mean) * rstd;
+                to_gamma[j] += grad[j] * hat;
+                to_beta[j] += grad[j];
+                sum += gamma[j] * grad[j];
+                sum_hat += gamma[j] * grad[j] * hat;
+            }
+            sum /= c;
+            sum_hat /= c;
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j)
+                dx[i * c + j] = rstd * (gamma[j] * grad[j] - sum - (row[j] - mean) * rstd * sum_hat);
+        }
+    }
+    for (int64_t j = 0; j < c; ++j) {
+        dgamma[j] = dbeta[j] = 0;
+        for (int i = 0; i < threads; ++i) {
+            dgamma[j] += parts[2 * c * i + j];
+            dbeta[j] += parts[2 * c * i + c + j];
+        }
+    }
+    return 0;
+}
+
+// x (…, 2C) -> value · gelu(gate), (…, C).
+AOT(Geglu) {
+    (void)nparam;
+    const int64_t c = shapes[1][ndims[1] - 1], rows = count(ndims[1] - 1, shapes[1]);
+    const float *x = f(params[0]);
+    float *y = f(params[1]);
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows; ++i) {
+        const float *value = x + 2 * i * c, *gate = value + c;
+#pragma omp simd
+        for (int64_t j = 0; j < c; ++j)
+            y[i * c + j] = value[j] * 0.5f * gate[j] * (1.0f + std::erf(gate[j] * 0.70710678f));
+    }
+    return 0;
+}
+
+// x, dy -> dx.
+AOT(GegluGrad) {
+    (void)nparam;
+    const int64_t c = shapes[1][ndims[1] - 1], rows = count(ndims[1] - 1, shapes[1]);
+    const float *x = f(params[0]), *dy = f(params[1]);
+    float *dx = f(params[2]);
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows; ++i) {
+        const float *value = x + 2 * i * c, *gate = value + c;
+        float *to_value = dx + 2 * i * c, *to_gate = to_value + c;
+#pragma omp simd
+        for (int64_t j = 0; j < c; ++j) {
+            const float z = gate[j], phi = 0.5f * (1.0f + std::erf(z * 0.70710678f)), g = dy[i * c + j];
+            to_value[j] = g * z * phi;
+            to_gate[j] = g * value[j] * (phi + z * 0.39894228f * std::exp(-0.5f * z * z));
+        }
+    }
+    return 0;
+}
+
+// q (N, S, heads·D), k, v (N, T, heads·D), mask (S, T), another shape for none, settings {heads, scale} -> (N, S, heads·D).
+AOT(Attention) {
+    (void)nparam;
+    (void)ndims;
+    const AttentionShape a(shapes, params);
+    const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]);
+    float *out = f(params[5]);
+    a.each([&](Head &head, int64_t at_s, int64_t at_t) {
+        head.load(k + at_t, v + at_t);
+        head.forward(q + at_s, out + at_s);
+    });
+    return 0;
+}
+
+// q, k, v, mask, settings, dout -> dq, dk, dv. The probabilities are computed again, block by block.
+AOT(AttentionGrad) {
+    (void)nparam;
+    (void)ndims;
+    const AttentionShape a(shapes, params);
+    const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]), *dout = f(params[5]);
+    float *dq = f(params[6]), *dk = f(params[7]), *dv = f(params[8]);
+    a.each([&](Head &head, int64_t at_s, int64_t at_t) {
+        head.load(k + at_t, v + at_t);
+        head.backward(q + at_s, dout + at_s, dq + at_s, dk + at_t, dv + at_t);
+    });
+    return 0;
+}
+
+// coefficients {lr, beta1, beta2, eps, weight decay, maximal norm}, then P weights, P first and P second moments and
+// P gradients -> norm of all gradients (1,). Weights and moments are updated in place; tensors of one axis do not decay.
+AOT(AdamW) {
+    const float *c = f(params[0]);
+    const float lr = c[0], beta1 = c[1], beta2 = c[2], eps = c[3], decay = c[4], maximum = c[5];
+    const int64_t tensors = (nparam - 2) / 4;
+    void **weights = params + 1, **first = weights + tensors, **second = first + tensors, **grads = second + tensors;
+    std::vector<int64_t> sizes(tensors);
+    std::vector<double> squares(tensors);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < tensors; ++i) {
+        const int64_t n = sizes[i] = count(ndims[1 + i], shapes[1 + i]);
+        const float *g = f(grads[i]);
+        double sum = 0;
+        for (int64_t start = 0; start < n; start += 4096) {
+            float part = 0;
+            const int64_t end = std::min(n, start + 4096);
+#pragma omp simd reduction(+ : part)
+            for (int64_t j = start; j < end; ++j) part += g[j] * g[j];
+            sum += part;
+        }
+        squares[i] = sum;
+    }
+    double total = 0;
+    for (double square : squares) total += square;
+    const float norm = (float)std::sqrt(total), scale = maximum / std::max(norm, maximum);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < tensors; ++i) {
+        const float shrink = ndims[1 + i] > 1 ? lr * decay : 0.0f;
+        float *w = f(weights[i]), *m = f(first[i]), *v = f(second[i]);
+        const float *g = f(grads[i]);
+#pragma omp simd
+        for (int64_t j = 0; j < sizes[i]; ++j) {
+            const float grad = g[j] * scale;
+            m[j] = beta1 * m[j] + (1.0f - beta1) * grad;
+            v[j] = beta2 * v[j] + (1.0f - beta2) * grad * grad;
+            w[j] -= lr * m[j] / (std::sqrt(v[j]) + eps) + shrink * w[j];
+        }
+    }
+    f(params[nparam - 1])[0] = norm;
+    return 0;
+}
