@@ -26,11 +26,16 @@ from mindpangu.train.weights import half, unprefixed
 CORPUS = 20000  # captions of each language that the tokenizers are trained on
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP
 CANVAS = 128  # scenes are laid out at this size, then drawn at the image tower's
-SHOWN = 64  # pairs in the similarity matrix of `samples`
+SHOWN = 64  # scenes in the similarity matrix of `samples`
 
 
 class ClipLoss(nn.Cell):
-    """construct(images, ids of tower A, ids of tower B) -> mean of the two towers' symmetric InfoNCE."""
+    """construct(images (N, 3, S, S), ids of tower A (2N, L), ids of tower B (2N, L)) -> the towers' mean loss.
+
+    Rows 0 … N of the ids are the English captions, the rest the Chinese ones. A tower's loss is the mean symmetric
+    InfoNCE of picture–English, picture–Chinese and English–Chinese: the last pair makes the languages meet soon, where
+    an image tower that also starts from nothing takes long to tell the pictures apart.
+    """
 
     def __init__(self, task: ClipTask) -> None:
         super().__init__()
@@ -51,12 +56,19 @@ class ClipLoss(nn.Cell):
     def construct(self, images: Tensor, ids_a: Tensor, ids_b: Tensor) -> Tensor:
         image, a, b = self.embed(images, ids_a, ids_b)
         scale = mops.exp(mops.minimum(self.logit_scale, MAX_LOGIT_SCALE))
-        return 0.5 * (contrast(image, a, scale) + contrast(image, b, scale))
+        return 0.5 * (three_ways(image, a, scale) + three_ways(image, b, scale))
 
 
 def unit(x: Tensor) -> Tensor:
     """Rows of length one."""
     return x * mops.rsqrt((x * x).sum(-1, keepdims=True) + 1e-8)
+
+
+def three_ways(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """The mean InfoNCE among pictures (N, C) and the two languages of text (2N, C)."""
+    n = image.shape[0]
+    en, zh = text[:n], text[n:]
+    return (contrast(image, en, scale) + contrast(image, zh, scale) + contrast(en, zh, scale)) / 3
 
 
 def contrast(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -104,20 +116,26 @@ class TrainClip:
         raise UserError(f"load_checkpoint {path}: text towers are trained from nothing; leave the key out")
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """Pictures at the image tower's size and ids of their captions."""
-        scenes = [self.examples.scene(i, (CANVAS, CANVAS)) for i in range(nimg, nimg + count)]
-        prompts = [self.examples.caption(s, i) for s, i in zip(scenes, range(nimg, nimg + count))]
+        """Pictures at the image tower's size and ids of their captions, first in English, then in Chinese."""
+        numbers = range(nimg, nimg + count)
+        scenes = [self.examples.scene(i, (CANVAS, CANVAS)) for i in numbers]
+        prompts = [self.examples.caption(s, i, lang) for lang in LANGUAGES for s, i in zip(scenes, numbers)]
         scale = self.task.image.image_size / CANVAS
         images = to_model([self.examples.image(s, scale) for s in scenes])
         return images, self.tokenizers[0](prompts), self.tokenizers[1](prompts)
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
-        """The similarities of SHOWN unseen pairs by either tower, as grey squares: a good model shows a diagonal."""
+        """Similarities of SHOWN unseen scenes to their captions, a grey square a tower (columns) and language (rows).
+
+        A good model shows diagonals.
+        """
         load_into(self._shown.trainable_params(), weights, "the average")
         heldout = 1 << 30  # far beyond any training image, so captions and layouts are new
         image, a, b = self._shown.embed(*(Tensor(array) for array in self.batch(heldout, SHOWN)))
-        squares = [image.asnumpy() @ text.asnumpy().T for text in (a, b)]
-        grey = np.clip(np.concatenate(squares, 1) * 127 + 127, 0, 255).astype(np.uint8)
+        columns = [
+            np.concatenate([image.asnumpy() @ half.T for half in np.split(text.asnumpy(), 2)]) for text in (a, b)
+        ]
+        grey = np.clip(np.concatenate(columns, 1) * 127 + 127, 0, 255).astype(np.uint8)
         Image.fromarray(np.kron(grey, np.ones((6, 6), np.uint8))).save(path)
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
