@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_
 from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
 from mindpangu.data.scenes import Placed, Scene, cell, nearest_colour
 from mindpangu.errors import UserError
-from mindpangu.infer.pipeline import PanGuDraw, Progress
+from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.features import Judge
 from mindpangu.metrics.fidelity import psnr
 from mindpangu.metrics.retrieval import ranks, recall_at
@@ -24,7 +24,7 @@ POOL = 100  # pictures among which a composition's parts are looked for
 BORDER = 3  # pixels of the frame whose median is the background
 TOP = 5
 
-Draw = Callable[[Sequence[str], Optional[Progress]], list[np.ndarray]]
+Draw = Callable[[Sequence[str]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,29 @@ def prompt_for(record: manifest.Record, language: str) -> str:
     return f"{record.name[language]}, {style_words(record.style, language)[0]}"
 
 
+class Galleries:
+    """All real pictures, by style, as an independent judge sees them."""
+
+    def __init__(self, pictures: Pictures, judge: Judge) -> None:
+        self.judge = judge
+        self._of_style: dict[str, tuple[list[str], np.ndarray]] = {}
+        for style in sorted({r.style for r in pictures.records}):
+            members = [r for r in pictures.records if r.style == style]
+            self._of_style[style] = ([r.concept for r in members], judge([pictures.render(r) for r in members]))
+
+    def recall(self, records: Sequence[manifest.Record], images: Sequence[np.ndarray]) -> dict[str, float]:
+        """R@1 and R@5 of `images` for the pictures that `records` describe, among all of the same style."""
+        features, found = self.judge(images), np.zeros(len(images), int)
+        for style, (concepts, gallery) in self._of_style.items():
+            rows = [i for i, r in enumerate(records) if r.style == style]
+            if rows:
+                answers = np.array([concepts.index(records[i].concept) for i in rows])
+                found[rows] = ranks(features[rows], gallery, answers)
+        return {"R@1": recall_at(found, 1), "R@5": recall_at(found, 5)}
+
+
 def judge_pairs(
-    model: PanGuDraw,
-    pictures: Pictures,
-    judge: Judge,
-    split: str,
-    count: int,
-    seed: int,
-    draw: Draw,
-    progress: Progress,
+    model: PanGuDraw, pictures: Pictures, galleries: Galleries, split: str, count: int, seed: int, draw: Draw
 ) -> dict[str, Any]:
     """R@1 and R@5 of drawn pictures of `count` (concept, style) pairs, beside the two yardsticks.
 
@@ -91,31 +105,13 @@ def judge_pairs(
     """
     records = [r for r in pictures.records if r.split == split]
     chosen = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:count]]
-    galleries = {}
-    for style in sorted({r.style for r in pictures.records}):
-        members = [r for r in pictures.records if r.style == style]
-        galleries[style] = ([r.concept for r in members], judge([pictures.render(r) for r in members]))
-
-    def rank(records: Sequence[manifest.Record], images: Sequence[np.ndarray]) -> np.ndarray:
-        features, found = judge(images), np.zeros(len(images), int)
-        for style, (concepts, gallery) in galleries.items():
-            rows = [i for i, r in enumerate(records) if r.style == style]
-            if rows:
-                answers = np.array([concepts.index(records[i].concept) for i in rows])
-                found[rows] = ranks(features[rows], gallery, answers)
-        return found
-
-    result: dict[str, Any] = {"pairs": len(chosen)}
-
-    def add(name: str, found: np.ndarray) -> None:
-        result[name] = {"R@1": recall_at(found, 1), "R@5": recall_at(found, 5)}
-
-    add("ceiling", rank(chosen, round_trip(model, [pictures.render(r) for r in chosen])))
     others = [(r, o) for r in chosen for o in pictures.records if o.concept == r.concept and o.style != r.style]
-    add("other_artist", rank([r for r, _ in others], [pictures.render(o) for _, o in others]))
-    for language in LANGUAGES:
-        add(f"drawn_{language}", rank(chosen, draw([prompt_for(r, language) for r in chosen], progress)))
-    return result
+    return {
+        "pairs": len(chosen),
+        "ceiling": galleries.recall(chosen, round_trip(model, [pictures.render(r) for r in chosen])),
+        "other_artist": galleries.recall([r for r, _ in others], [pictures.render(o) for _, o in others]),
+        **{f"drawn_{x}": galleries.recall(chosen, draw([prompt_for(r, x) for r in chosen])) for x in LANGUAGES},
+    }
 
 
 def composition_prompt(things: Sequence[str], places: Sequence[str], style: str, colour: str, language: str) -> str:
@@ -128,9 +124,7 @@ def composition_prompt(things: Sequence[str], places: Sequence[str], style: str,
     return "，".join([*parts, f"{COLOUR_WORDS[colour]}背景", style_words(style, language)[0]])
 
 
-def judge_compositions(
-    pictures: Pictures, judge: Judge, count: int, seed: int, draw: Draw, progress: Progress
-) -> dict[str, Any]:
+def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, draw: Draw) -> dict[str, Any]:
     """Pairs at stated places on a stated colour: is each picture where it should be, and is the colour right?
 
     A picture is found where the crop around its place ranks it among the TOP of a pool of POOL trained pictures of its
@@ -182,7 +176,7 @@ def judge_compositions(
             )
             for colour, parts in scenes
         ]
-        result[f"drawn_{language}"] = check(draw(prompts, progress))
+        result[f"drawn_{language}"] = check(draw(prompts))
     return result
 
 

@@ -32,8 +32,12 @@ def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
     return pipeline, Pictures.open(config)
 
 
-def _drawer(pipeline: Any, steps: int, seed: int, guidance: Optional[float]) -> Any:
-    def draw(prompts: Sequence[str], progress: Any) -> list[np.ndarray]:
+def _drawer(pipeline: Any, bar: tqdm, steps: int, seed: int, guidance: Optional[float]) -> Any:
+    def progress(done: int, total: int) -> None:
+        bar.total, bar.n = total, done
+        bar.refresh()
+
+    def draw(prompts: Sequence[str]) -> list[np.ndarray]:
         drawings = pipeline(prompts, steps=steps, seed=seed, guidance=guidance, progress=progress)
         return [np.asarray(d.image) for d in drawings]
 
@@ -76,21 +80,16 @@ def judge(
     report: Optional[Path] = REPORT,
 ) -> None:
     """Concept retrieval on trained and held-out pairs, in both languages, and compositions."""
-    from mindpangu.infer.judge import judge_compositions, judge_pairs
+    from mindpangu.infer.judge import Galleries, judge_compositions, judge_pairs
     from mindpangu.metrics.features import Judge
 
     features = Judge()
     pipeline, pictures = _open(data, model, groups)
-    draw = _drawer(pipeline, steps, seed, guidance)
+    galleries = Galleries(pictures, features)
     figures: dict[str, Any] = {"model": model, "steps": steps, "seed": seed, "guidance": guidance}
     with tqdm(unit="step", desc="drawing") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.n = done
-            bar.refresh()
-
+        draw = _drawer(pipeline, bar, steps, seed, guidance)
         for split in ("train", "heldout"):
-            figures[split] = judge_pairs(pipeline, pictures, features, split, pairs, seed, draw, progress)
-        figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw, progress)
+            figures[split] = judge_pairs(pipeline, pictures, galleries, split, pairs, seed, draw)
+        figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw)
     _report(figures, report)

@@ -16,9 +16,7 @@ def pipeline(model_folder):
 
 
 def test_draws_in_both_languages_and_sizes(pipeline):
-    drawings = pipeline(
-        ["a red bus", "一只狐狸在左边，蓝色背景"], steps=3, size="48x32", styles={"fluent_3d": 2.0}, n=2
-    )
+    drawings = pipeline(["a red bus", "一只狐狸"], steps=3, size="48x32", styles={"fluent_3d": 2.0}, n=2)
     assert [d.index for d in drawings] == [0, 1, 0, 1]
     assert all(d.image.size == (48, 32) for d in drawings)
     assert not np.array_equal(np.asarray(drawings[0].image), np.asarray(drawings[1].image))

@@ -1,0 +1,69 @@
+"""The measuring rods themselves: perfect pictures score one, empty ones score nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindpangu.data.examples import DataConfig
+from mindpangu.infer.judge import Galleries, Pictures, composition_prompt, judge_compositions, judge_pairs, prompt_for
+from mindpangu.infer.pipeline import PanGuDraw
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample"
+
+
+def pixels(pictures):
+    """Features of a judge that looks at 8×8 pixels."""
+    small = [Image.fromarray(p).resize((8, 8), Image.Resampling.BOX) for p in pictures]
+    return np.stack([np.asarray(p, np.float32).ravel() for p in small])
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return Pictures.open(DataConfig(SAMPLE))
+
+
+def test_real_pictures_are_recognised_and_blank_ones_are_not(pictures):
+    galleries = Galleries(pictures, pixels)
+    chosen = pictures.records[:20]
+    assert galleries.recall(chosen, [pictures.render(r) for r in chosen]) == {"R@1": 1.0, "R@5": 1.0}
+    blank = [np.full((128, 128, 3), 255, np.uint8)] * len(chosen)
+    assert galleries.recall(chosen, blank)["R@1"] < 0.2
+
+
+def test_pairs_are_judged_beside_their_yardsticks(pictures, model_folder):
+    by_prompt = {prompt_for(r, x): r for r in pictures.records for x in ("en", "zh")}
+    result = judge_pairs(
+        PanGuDraw.from_pretrained(str(model_folder)),
+        pictures,
+        Galleries(pictures, pixels),
+        "train",
+        10,
+        0,
+        lambda prompts: [pictures.render(by_prompt[p]) for p in prompts],
+    )
+    assert result["pairs"] == 10
+    assert result["drawn_en"] == result["drawn_zh"] == {"R@1": 1.0, "R@5": 1.0}
+    assert result["other_artist"]["R@1"] < 1.0
+    assert 0 <= result["ceiling"]["R@5"] <= 1  # an untrained autoencoder
+
+
+def test_compositions_of_real_pictures_pass_and_blank_ones_do_not(pictures):
+    blank = np.full((128, 128, 3), 255, np.uint8)
+    result = judge_compositions(pictures, pixels, 16, 0, lambda prompts: [blank] * len(prompts))
+    assert result["real"]["background"] == 1.0
+    assert result["real"]["picture_at_place"] > 0.9
+    assert result["drawn_en"]["background"] == 0.25  # white is one colour of four
+    assert result["drawn_zh"]["all_right"] < 0.1
+
+
+def test_composition_prompts_read_like_the_captions():
+    assert (
+        composition_prompt(["fox", "tree"], ["left", "right"], "fluent_3d", "blue", "en")
+        == "a fox on the left, a tree on the right, blue background, 3D style"
+    )
+    zh = composition_prompt(["狐狸", "树"], ["left", "right"], "fluent_3d", "blue", "zh")
+    assert zh == "狐狸在左边，树在右边，蓝色背景，3D风格"
