@@ -10,6 +10,7 @@ from typing import TypeVar
 from mindspore import Tensor
 
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card
+from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.models.conditioner import PanGuConditioner
@@ -76,12 +77,7 @@ def load_conditioner(folder: Path, size_dim: int) -> PanGuConditioner:
     net = PanGuConditioner(read_spec(paths[0], TextSpec), read_spec(paths[1], TextSpec), size_dim)
     for tower, path in zip((net.text_a, net.text_b), paths):
         # A tower inside the conditioner carries its place in its parameters' names.
-        prefix = f"text_{path.stem[-1]}."
-        load_into(
-            tower.trainable_params(),
-            {prefix + name: value for name, value in load_tensors(path).items()},
-            str(path),
-        )
+        load_into(tower.trainable_params(), prefixed(load_tensors(path), f"{path.stem}."), str(path))
     return net.set_train(False)
 
 

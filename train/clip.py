@@ -14,6 +14,7 @@ from mindspore.common.initializer import Normal, initializer
 from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, save_checkpoint, write_atomically
+from mindpangu.checkpoint.weights import half, unprefixed
 from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.examples import Examples, to_model
 from mindpangu.errors import UserError
@@ -21,7 +22,6 @@ from mindpangu.models.clip import ImageTower, text_tower
 from mindpangu.models.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
 from mindpangu.train.config import ClipTask, TrainConfig
-from mindpangu.train.weights import half, unprefixed
 
 CORPUS = 20000  # captions of each language that the tokenizers are trained on
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP

@@ -13,6 +13,7 @@ from mindspore import ops as mops
 from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
+from mindpangu.checkpoint.weights import half, prefixed, unprefixed
 from mindpangu.data.examples import Examples, to_pictures
 from mindpangu.diffusion import Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import training_target
@@ -24,7 +25,6 @@ from mindpangu.models.unet import UNet
 from mindpangu.text.tokenizer import TextTokenizer
 from mindpangu.train.config import DiffusionTask, TrainConfig
 from mindpangu.train.latents import encode_scenes
-from mindpangu.train.weights import half, prefixed, unprefixed
 
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 

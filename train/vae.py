@@ -13,10 +13,10 @@ from mindspore import ops as mops
 from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
+from mindpangu.checkpoint.weights import half, prefixed, unprefixed
 from mindpangu.data.examples import Examples, to_model, to_pictures
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.train.config import TrainConfig, VAETask
-from mindpangu.train.weights import half, prefixed, unprefixed
 
 LATENT_STATISTICS = 512  # scenes over which scale and shift are measured
 GRID = 8

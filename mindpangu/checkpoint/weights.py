@@ -1,4 +1,4 @@
-"""Weights as {name: array}, between the loop and the tasks."""
+"""Weights as {name: array}: names below a Cell, names alone, half precision."""
 
 from __future__ import annotations
 
