@@ -28,6 +28,12 @@ def doctor() -> None:
         print(f"setting     {setting.name}={setting.value} (set by {setting.origin})")
         if setting.name == "ONEDNN_MAX_CPU_ISA" and setting.value != runtime.ONEDNN_ISA:
             print(f"            convolutions may be 70 times slower than with {runtime.ONEDNN_ISA}; unset it")
+    if device == "CPU":
+        from mindpangu.ops.cpu.build import library
+
+        chosen = runtime.cpu_operators()
+        built = library() if chosen != "off" else None
+        print("operators   " + (f"ours, {chosen}, in {built.parent}" if built else "MindSpore's own, 2-4 times slower"))
     lacking = missing()
     print("Ascend      " + ("complete" if not lacking else "missing: " + "; ".join(lacking)))
     failed = False
