@@ -23,7 +23,7 @@ def test_ratios_pair_the_turns():
 def test_a_contender_that_stops_is_one_line(tmp_path):
     server = Server("mindpangu fp32", "draw", 0, tmp_path)
     try:
-        with pytest.raises(UserError, match="mindpangu fp32 stopped: .*structure"):
+        with pytest.raises(UserError, match=r"mindpangu fp32 stopped: .*structure"):
             server.answer()
     finally:
         server.stop()
