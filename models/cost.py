@@ -1,0 +1,138 @@
+"""What a UNet costs, on paper: every layer with its parameters, FLOPs and bytes, from the spec alone.
+
+Nothing is allocated, so the 2.57B release is counted as fast as the zoo's net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from mindpangu.models.spec import UNetSpec
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator of a forward pass.
+
+    `flops`: multiplications and additions, 2 per multiply-add. `numbers`: elements read and written, weights included,
+    each once; times the bytes of an element they are the least traffic with main memory.
+    """
+
+    name: str
+    kind: str  # conv, dense, attention, norm
+    parameters: int
+    flops: int
+    numbers: int
+
+
+Size = tuple[int, int]
+
+
+def dense(name: str, rows: int, inner: int, outer: int, bias: bool = True) -> Layer:
+    """(rows, inner) -> (rows, outer)."""
+    parameters = inner * outer + bias * outer
+    return Layer(name, "dense", parameters, 2 * rows * inner * outer, rows * (inner + outer) + parameters)
+
+
+def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size, stride: int = 1) -> Layer:
+    """(batch, inner, *size) -> (batch, outer, *size / stride)."""
+    read, written = batch * prod(size), batch * prod(size) // stride**2
+    parameters = inner * outer * kernel**2 + outer
+    flops = 2 * written * inner * outer * kernel**2
+    return Layer(name, "conv", parameters, flops, read * inner + written * outer + parameters)
+
+
+def norm(name: str, rows: int, channels: int) -> Layer:
+    """A normalisation with scale and shift, about 8 operations a number."""
+    return Layer(name, "norm", 2 * channels, 8 * rows * channels, 2 * rows * channels + 2 * channels)
+
+
+def attention(name: str, batch: int, channels: int, queries: int, keys: int) -> Layer:
+    """Scores and weighted sum, without a table of scores in memory; the softmax is not counted."""
+    flops = 4 * batch * queries * keys * channels
+    return Layer(name, "attention", 0, flops, 2 * batch * channels * (queries + keys))
+
+
+def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int) -> Iterator[Layer]:
+    """The layers of `models.unet.UNet` on (batch, C, height, width) latents and `tokens` text tokens, in order.
+
+    Element-wise operators are taken as fused into their neighbours.
+    """
+    widths = [spec.model_channels * mult for mult in spec.channel_mult]
+    embedding, last = 4 * spec.model_channels, len(widths) - 1
+    sizes = [(height >> level, width >> level) for level in range(len(widths))]
+
+    def block(name: str, inner: int, level: int) -> Iterator[Layer]:
+        yield from _res_block(f"{name}.0", batch, inner, widths[level], embedding, sizes[level])
+        if spec.transformer_depth[level]:
+            yield from _transformer(f"{name}.1", spec, batch, level, sizes[level], tokens)
+
+    # Embeddings.
+    yield dense("time_embed.0", batch, spec.model_channels, embedding)
+    yield dense("time_embed.2", batch, embedding, embedding)
+    if spec.vector_dim:
+        yield dense("label_emb.0.0", batch, spec.vector_dim, embedding)
+        yield dense("label_emb.0.2", batch, embedding, embedding)
+    # Down.
+    yield conv("input_blocks.0.0", batch, spec.in_channels, widths[0], 3, sizes[0])
+    channels, skips, number = widths[0], [widths[0]], 1
+    for level, now in enumerate(widths):
+        for _ in range(spec.num_res_blocks):
+            yield from block(f"input_blocks.{number}", channels, level)
+            channels = now
+            skips.append(now)
+            number += 1
+        if level < last:
+            yield conv(f"input_blocks.{number}.0.op", batch, now, now, 3, sizes[level], stride=2)
+            skips.append(now)
+            number += 1
+    # Middle.
+    yield from block("middle_block", channels, last)
+    second = f"middle_block.{2 if spec.transformer_depth[last] else 1}"
+    yield from _res_block(second, batch, channels, channels, embedding, sizes[last])
+    # Up.
+    number = 0
+    for level in reversed(range(len(widths))):
+        for i in range(spec.num_res_blocks + 1):
+            yield from block(f"output_blocks.{number}", channels + skips.pop(), level)
+            channels = widths[level]
+            if level and i == spec.num_res_blocks:
+                place = 2 if spec.transformer_depth[level] else 1
+                yield conv(f"output_blocks.{number}.{place}.conv", batch, channels, channels, 3, sizes[level - 1])
+            number += 1
+    yield norm("out.0", batch * prod(sizes[0]), channels)
+    yield conv("out.2", batch, channels, spec.out_channels, 3, sizes[0])
+
+
+def _res_block(name: str, batch: int, inner: int, outer: int, embedding: int, size: Size) -> Iterator[Layer]:
+    pixels = batch * prod(size)
+    yield norm(f"{name}.in_layers.0", pixels, inner)
+    yield conv(f"{name}.in_layers.2", batch, inner, outer, 3, size)
+    yield dense(f"{name}.emb_layers.1", batch, embedding, outer)
+    yield norm(f"{name}.out_layers.0", pixels, outer)
+    yield conv(f"{name}.out_layers.3", batch, outer, outer, 3, size)
+    if inner != outer:
+        yield conv(f"{name}.skip_connection", batch, inner, outer, 1, size)
+
+
+def _transformer(name: str, spec: UNetSpec, batch: int, level: int, size: Size, tokens: int) -> Iterator[Layer]:
+    channels, positions = spec.model_channels * spec.channel_mult[level], prod(size)
+    rows = batch * positions
+    yield norm(f"{name}.norm", rows, channels)
+    yield dense(f"{name}.proj_in", rows, channels, channels)
+    for i in range(spec.transformer_depth[level]):
+        block = f"{name}.transformer_blocks.{i}"
+        for number, (inner, keys) in enumerate(((channels, positions), (spec.context_dim, tokens)), start=1):
+            one = f"{block}.attn{number}"
+            yield norm(f"{block}.norm{number}", rows, channels)
+            yield dense(f"{one}.to_q", rows, channels, channels, False)
+            yield dense(f"{one}.to_k", batch * keys, inner, channels, False)
+            yield dense(f"{one}.to_v", batch * keys, inner, channels, False)
+            yield attention(one, batch, channels, positions, keys)
+            yield dense(f"{one}.to_out.0", rows, channels, channels)
+        yield norm(f"{block}.norm3", rows, channels)
+        yield dense(f"{block}.ff.net.0.proj", rows, channels, 8 * channels)
+        yield dense(f"{block}.ff.net.2", rows, 4 * channels, channels)
+    yield dense(f"{name}.proj_out", rows, channels, channels)

@@ -1,0 +1,48 @@
+"""The cost on paper agrees with the Cells, and with the released model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mindpangu.models.cost import unet_layers
+from mindpangu.models.spec import UNetSpec
+
+RELEASE = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        UNetSpec(4, 4, 16, (1, 2), 1, (0, 1), 16, 32, 24, 4),
+        UNetSpec(3, 5, 8, (1, 1, 3), 2, (1, 0, 2), 8, 16, 0, 4),
+    ],
+)
+def test_parameters_are_those_of_the_cell(spec):
+    from mindpangu import runtime
+
+    runtime.start("CPU")
+    from mindpangu.models.unet import UNet
+
+    counted: dict[str, int] = {}
+    for parameter in UNet(spec).trainable_params():
+        owner = parameter.name.rsplit(".", 1)[0]
+        counted[owner] = counted.get(owner, 0) + int(np.prod(parameter.shape))
+    assert {x.name: x.parameters for x in unet_layers(spec, 1, 8, 8, 5) if x.parameters} == counted
+
+
+def test_the_release_has_the_published_number_of_parameters():
+    assert sum(layer.parameters for layer in unet_layers(RELEASE, 1, 128, 128, 77)) == 2_565_825_284
+
+
+def test_cost_grows_as_it_must():
+    """FLOPs are proportional to the batch; those of a convolution to the area; attention's to the area squared."""
+
+    def flops(kind, batch, side):
+        return sum(
+            x.flops for x in unet_layers(RELEASE, batch, side, side, 77) if x.kind == kind and "attn2" not in x.name
+        )
+
+    assert flops("conv", 3, 32) == 3 * flops("conv", 1, 32)
+    assert flops("conv", 1, 64) == 4 * flops("conv", 1, 32)
+    assert flops("attention", 1, 64) == 16 * flops("attention", 1, 32)
