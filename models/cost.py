@@ -16,14 +16,16 @@ from mindpangu.models.spec import UNetSpec
 class Layer:
     """One operator of a forward pass.
 
-    `flops`: multiplications and additions, 2 per multiply-add. `numbers`: elements read and written, weights included,
-    each once; times the bytes of an element they are the least traffic with main memory.
+    `flops`: multiplications and additions of matrix products, 2 per multiply-add. `vector_flops`: other arithmetic.
+    `numbers`: elements read and written, weights included, each once; times the bytes of an element they are the least
+    traffic with main memory.
     """
 
     name: str
     kind: str  # conv, dense, attention, norm
     parameters: int
     flops: int
+    vector_flops: int
     numbers: int
 
 
@@ -33,7 +35,7 @@ Size = tuple[int, int]
 def dense(name: str, rows: int, inner: int, outer: int, bias: bool = True) -> Layer:
     """(rows, inner) -> (rows, outer)."""
     parameters = inner * outer + bias * outer
-    return Layer(name, "dense", parameters, 2 * rows * inner * outer, rows * (inner + outer) + parameters)
+    return Layer(name, "dense", parameters, 2 * rows * inner * outer, 0, rows * (inner + outer) + parameters)
 
 
 def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size, stride: int = 1) -> Layer:
@@ -41,18 +43,20 @@ def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size,
     read, written = batch * prod(size), batch * prod(size) // stride**2
     parameters = inner * outer * kernel**2 + outer
     flops = 2 * written * inner * outer * kernel**2
-    return Layer(name, "conv", parameters, flops, read * inner + written * outer + parameters)
+    return Layer(name, "conv", parameters, flops, 0, read * inner + written * outer + parameters)
 
 
 def norm(name: str, rows: int, channels: int) -> Layer:
     """A normalisation with scale and shift, about 8 operations a number."""
-    return Layer(name, "norm", 2 * channels, 8 * rows * channels, 2 * rows * channels + 2 * channels)
+    return Layer(name, "norm", 2 * channels, 0, 8 * rows * channels, 2 * rows * channels + 2 * channels)
 
 
-def attention(name: str, batch: int, channels: int, queries: int, keys: int) -> Layer:
-    """Scores and weighted sum, without a table of scores in memory; the softmax is not counted."""
+def attention(name: str, batch: int, heads: int, channels: int, queries: int, keys: int) -> Layer:
+    """Scores, softmax (about 8 operations a score) and weighted sum, without a table of scores in memory."""
     flops = 4 * batch * queries * keys * channels
-    return Layer(name, "attention", 0, flops, 2 * batch * channels * (queries + keys))
+    return Layer(
+        name, "attention", 0, flops, 8 * batch * heads * queries * keys, 2 * batch * channels * (queries + keys)
+    )
 
 
 def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int) -> Iterator[Layer]:
@@ -130,7 +134,7 @@ def _transformer(name: str, spec: UNetSpec, batch: int, level: int, size: Size, 
             yield dense(f"{one}.to_q", rows, channels, channels, False)
             yield dense(f"{one}.to_k", batch * keys, inner, channels, False)
             yield dense(f"{one}.to_v", batch * keys, inner, channels, False)
-            yield attention(one, batch, channels, positions, keys)
+            yield attention(one, batch, channels // spec.head_dim, channels, positions, keys)
             yield dense(f"{one}.to_out.0", rows, channels, channels)
         yield norm(f"{block}.norm3", rows, channels)
         yield dense(f"{block}.ff.net.0.proj", rows, channels, 8 * channels)

@@ -22,9 +22,16 @@ ONLY = typer.Option(None, help="Only cases whose name contains this.")
 REPORT = typer.Option(None, help="Also write every time to this JSON file.")
 
 
-@app.callback()
-def bench() -> None:
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    chip: Optional[str] = typer.Option(None, help="Compute (not run) the 5B model's roofline on Ascend: 910b or 910a."),
+) -> None:
     """Measure speed beside diffusers on PyTorch (`bench` extra)."""
+    if chip is not None:
+        _roofline(chip)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -62,6 +69,48 @@ def _run(kind: str, model: str, turns: int, only: Optional[str], report: Optiona
 
         plain = {case: {name: vars(one) for name, one in times.items()} for case, times in found.items()}
         write_atomically(report, (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def _roofline(name: str) -> None:
+    """The layers' bounds, then predictions beside the published times of SDXL, whose UNet has the same shape."""
+    from mindpangu.bench import roofline
+
+    if name not in roofline.CHIPS:
+        raise UserError(f"chip {name} is unknown; allowed: {', '.join(roofline.CHIPS)}")
+    chip = roofline.CHIPS[name]
+    layers = list(roofline.unet_layers(roofline.PANGU, 1, roofline.SIDE, roofline.SIDE, roofline.TOKENS))
+    table = Table(title=f"COMPUTED, never run: one UNet of PanGu-Draw 3.0 at 1024 x 1024, batch 1, fp16, {chip.name}")
+    for heading in ("layers like", "count", "kind", "GFLOP each", "MB each", "bound", "ms in all", "of cube peak"):
+        table.add_column(heading, justify="left" if heading in ("layers like", "kind", "bound") else "right")
+    for g in roofline.groups(layers, chip):
+        numbers = f"{g.flops / 1e9:.2f}", f"{g.bytes / 1e6:.1f}"
+        table.add_row(
+            g.example, str(g.count), g.kind, *numbers, g.bound, f"{1e3 * g.seconds:.3f}", f"{g.share_of_peak:.0%}"
+        )
+    console = Console(width=140)
+    console.print(table)
+    steps, batch = roofline.PUBLISHED_STEPS, roofline.PUBLISHED_TRAIN_BATCH
+    sdxl = steps * roofline.forward_seconds(roofline.SDXL, 2, chip)
+    pangu = {rows: steps * roofline.forward_seconds(roofline.PANGU, rows, chip) for rows in (2, 3)}
+    step = roofline.train_step_seconds(roofline.SDXL, batch, chip)
+    console.print(
+        f"peaks: cube {chip.cube / 1e12:.0f} TFLOP/s, vector {chip.vector / 1e12:.1f} TFLOP/s, memory "
+        f"{chip.memory / 1e12:.2f} TB/s; every layer at its bound, no overlap, no text towers, no autoencoder\n"
+        f"FLOPs of a forward pass: {sum(layer.flops for layer in layers) / 1e12:.2f} T\n"
+        f"SDXL, {steps} Euler steps, guidance (2 rows): least {sdxl:.2f} s/img; published on a 910B: "
+        f"{roofline.PUBLISHED_IMAGE} s/img\n"
+        f"SDXL, training step, batch {batch} a card: least {step:.2f} s; published on 8 x 910B: "
+        f"{roofline.PUBLISHED_TRAIN_STEP} s\n"
+        f"PanGu-Draw 3.0, {steps} steps, least: {pangu[2]:.2f} s/img with guidance, {pangu[3]:.2f} s/img with a style "
+        "row besides (its default)"
+    )
+    if name == "910b":
+        drawn, trained = sdxl / roofline.PUBLISHED_IMAGE, step / roofline.PUBLISHED_TRAIN_STEP
+        console.print(
+            f"if it kept the published runs' share of the roofline ({drawn:.0%} drawing, {trained:.0%} training): "
+            f"PanGu-Draw 3.0 {pangu[2] / drawn:.1f} s/img, {pangu[3] / drawn:.1f} with a style row; "
+            f"{roofline.train_step_seconds(roofline.PANGU, batch, chip) / trained:.2f} s a training step"
+        )
 
 
 def _table(found: dict[str, Any]) -> Table:
