@@ -34,7 +34,7 @@ def main(contender: str, kind: str, number: str, folder: str) -> None:
 
         run = ours.prepare(Path(folder), case)
     else:
-        os.environ.pop("OMP_WAIT_POLICY", None)  # ours; PyTorch is measured with its own default
+        os.environ.pop("GOMP_SPINCOUNT", None)  # ours; PyTorch is measured with its own default
         from mindpangu.bench import peer
 
         run = peer.prepare(Path(folder), case, "fast" in setting, "compiled" in setting)
