@@ -33,10 +33,16 @@ class Runner:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW (arXiv 1711.05101) with bias correction; weight decay on matrices and kernels only."""
+    """AdamW (arXiv 1711.05101) with bias correction; weight decay on matrices and kernels only.
 
+    Type muon: matrices and kernels take Muon's step, with `momentum`, and the rest AdamW's. One learning rate suits
+    both. Muon pays for generators trained for long: it needs far fewer images, see docs/train.md.
+    """
+
+    type: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
+    momentum: float = 0.95
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
 

@@ -20,7 +20,7 @@ from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
-from mindpangu.train.schedule import adamw_coefficients, learning_rate
+from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.step import TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
@@ -120,7 +120,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
-    step = TrainStep(task.loss_net)
+    step = TrainStep(task.loss_net, muon=config.optimizer.type == "muon")
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)
     state = load_state(folder, step, average) if config.resume_training else State()
@@ -138,8 +138,8 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
             batch = upcoming.result()
             upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size)
             lr = learning_rate(config.lr_schedule, state.nimg, total)
-            coefficients = adamw_coefficients(config.optimizer, lr, state.step + 1)
-            loss, norm = step(Tensor(coefficients), *(Tensor(array) for array in batch))
+            factors = coefficients(config.optimizer, lr, state.step + 1)
+            loss, norm = step(Tensor(factors), *(Tensor(array) for array in batch))
             losses.append(float(loss.asnumpy()))
             state.nimg += batch_size
             state.step += 1

@@ -1,4 +1,4 @@
-"""Learning rate and AdamW coefficients, as functions of the images seen."""
+"""Learning rate and the optimizer's coefficients, as functions of the images seen."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> np.ndarray
     return np.array(
         [lr * root_c2 / c1, beta1, beta2, optimizer.eps * root_c2, decay, optimizer.max_grad_norm], np.float32
     )
+
+
+def coefficients(optimizer: Optimizer, lr: float, step: int) -> np.ndarray:
+    """What `TrainStep` takes at its step number `step`, from 1: AdamW's (6,), with Muon's (4,) after them if asked."""
+    adamw = adamw_coefficients(optimizer, lr, step)
+    if optimizer.type == "adamw":
+        return adamw
+    muon = np.array([lr, optimizer.momentum, optimizer.weight_decay, optimizer.max_grad_norm], np.float32)
+    return np.concatenate([adamw, muon])

@@ -13,7 +13,7 @@ from mindpangu.bench.cases import GUIDANCE, PROMPTS, STEPS, Case
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.models.loading import load_unets, load_vae
 from mindpangu.train.config import Optimizer
-from mindpangu.train.schedule import adamw_coefficients
+from mindpangu.train.schedule import coefficients
 from mindpangu.train.step import TrainStep
 
 OPTIMIZER, LEARNING_RATE = Optimizer(betas=(0.9, 0.99), weight_decay=0.01, max_grad_norm=1.0), 1e-5
@@ -50,8 +50,8 @@ def prepare(folder: Path, case: Case) -> Callable[[], np.ndarray]:
     step, done = TrainStep(MeanSquare(unet.set_train())), iter(range(1, 1 << 30))
 
     def train() -> np.ndarray:
-        coefficients = Tensor(adamw_coefficients(OPTIMIZER, LEARNING_RATE, next(done)))
-        return step(coefficients, *inputs, tensors["target"])[0].asnumpy()
+        factors = Tensor(coefficients(OPTIMIZER, LEARNING_RATE, next(done)))
+        return step(factors, *inputs, tensors["target"])[0].asnumpy()
 
     return train
 

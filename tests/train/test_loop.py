@@ -12,7 +12,7 @@ from mindpangu.checkpoint.store import load_tensors
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.train.config import LRSchedule, Optimizer, TrainConfig
-from mindpangu.train.schedule import adamw_coefficients, learning_rate
+from mindpangu.train.schedule import coefficients, learning_rate
 from tests.tiny import training
 
 
@@ -131,7 +131,7 @@ def test_the_step_is_adamw_with_bias_correction_and_clipping(operators, monkeypa
     v = {k: np.zeros_like(value) for k, value in p.items()}
     for k in range(1, 4):
         scale = 0.5 if k == 2 else 1.0
-        _, norm = step(Tensor(adamw_coefficients(optimizer, lr, k)), Tensor(scale))
+        _, norm = step(Tensor(coefficients(optimizer, lr, k)), Tensor(scale))
         gradient = {name: 2 * scale * value for name, value in p.items()}
         expected_norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
         assert float(norm.asnumpy()) == pytest.approx(expected_norm, rel=1e-5)
@@ -180,3 +180,44 @@ def test_a_size_the_model_does_not_know(tmp_path):
     values = training("structure", tmp_path, data={"sizes": ["64x64"], "size_weights": [1.0]})
     with pytest.raises(UserError, match=r"not among diffusion\.sizes"):
         run(parse(values, TrainConfig, "test"))
+
+
+@pytest.mark.parametrize("operators", ["off", "fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(4, 4), (8, 3), (3, 2, 3, 3)])
+def test_muon_moves_along_the_singular_vectors_and_vectors_move_by_adamw(operators, shape, monkeypatch):
+    """Two steps on <direction, w> against Newton–Schulz in float64; tall, wide, and a kernel."""
+    runtime.start("CPU")
+    monkeypatch.setenv(runtime.CPU_OPERATORS, operators)
+    from mindspore import Parameter, Tensor, nn
+
+    from mindpangu.train.step import TrainStep
+
+    rng = np.random.default_rng(sum(shape))
+    start, directions = rng.normal(size=shape), rng.normal(size=(2, *shape))
+
+    class Linear(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.w = Parameter(Tensor(start.astype(np.float32)), name="w")
+            self.b = Parameter(Tensor(np.zeros(3, np.float32)), name="b")
+
+        def construct(self, direction):
+            return (direction * self.w).sum() + self.b.sum()
+
+    optimizer, lr = Optimizer(type="muon", momentum=0.9, weight_decay=0.1, max_grad_norm=1e9), 0.1
+    net, w, m = Linear(), start.copy(), np.zeros(shape)
+    step = TrainStep(net, muon=True)
+    for k, direction in enumerate(directions, 1):
+        _, norm = step(Tensor(coefficients(optimizer, lr, k)), Tensor(direction.astype(np.float32)))
+        assert float(norm.asnumpy()) == pytest.approx(np.sqrt((direction**2).sum() + 3), rel=1e-5)
+        m = 0.9 * m + 0.1 * direction
+        x = (0.9 * m + 0.1 * direction).reshape(shape[0], -1)
+        x /= np.linalg.norm(x)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        assert 0.5 < np.linalg.svd(x, compute_uv=False).min() <= np.linalg.svd(x, compute_uv=False).max() < 1.3
+        w -= lr * (0.2 * np.sqrt(max(x.shape)) * x.reshape(shape) + 0.1 * w)
+    tolerance = 2e-3 if operators == "bf16" else 1e-5
+    np.testing.assert_allclose(net.w.asnumpy(), w, atol=tolerance * np.abs(w).max())
+    np.testing.assert_allclose(net.b.asnumpy(), -2 * lr, rtol=1e-4)

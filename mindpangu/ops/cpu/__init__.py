@@ -150,3 +150,10 @@ def attention() -> Any:
 def adamw() -> Any:
     """(coefficients (6,), weights…, first moments…, second moments…, gradients…) -> norm (1,); updates in place."""
     return _custom("AdamW", lambda coefficients, *tensors: [1])
+
+
+@constexpr
+@cache
+def muon() -> Any:
+    """(coefficients (5,), weights…, moments…, gradients…) -> norm (1,); updates in place."""
+    return _custom("Muon", lambda coefficients, *tensors: [1])

@@ -81,7 +81,7 @@ def library() -> Optional[Path]:
         [compiler, "-v", "-E", "-march=native", "-x", "c++", os.devnull], capture_output=True, check=False
     )
     key = hashlib.sha256(version.stderr + repr((COMPILE, LINK)).encode() + hashlib.sha256(blob).digest())
-    for source in sources:
+    for source in [*sources, *sorted(Path(__file__).parent.glob("*.hpp"))]:
         key.update(source.read_bytes())
     target = cache_folder() / f"ops-{key.hexdigest()[:16]}"
     if not (target / LIBRARY).exists():

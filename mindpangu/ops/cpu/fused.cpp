@@ -1,28 +1,18 @@
-// Normalisations, gated activation, attention and the optimizer: what is bound by memory or by the count of operators.
+// Normalisations, gated activation and attention: what is bound by memory or by the count of operators.
 //
-// All tensors are float32. Entry points follow MindSpore's `ops.Custom` (func_type "aot"): inputs, then outputs.
+// All tensors are float32.
+
+#include "operator.hpp"
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <vector>
 
-#define AOT(name) \
-    extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *)
-
 namespace {
-
-float *f(void *p) { return static_cast<float *>(p); }
-
-int64_t count(int ndim, const int64_t *shape) {
-    int64_t n = 1;
-    for (int i = 0; i < ndim; ++i) n *= shape[i];
-    return n;
-}
 
 float sigmoid(float z) { return 1.0f / (1.0f + std::exp(-z)); }
 
@@ -405,48 +395,5 @@ AOT(AttentionGrad) {
         head.load(k + at_t, v + at_t);
         head.backward(q + at_s, dout + at_s, dq + at_s, dk + at_t, dv + at_t);
     });
-    return 0;
-}
-
-// coefficients {lr, beta1, beta2, eps, weight decay, maximal norm}, then P weights, P first and P second moments and
-// P gradients -> norm of all gradients (1,). Weights and moments are updated in place; tensors of one axis do not decay.
-AOT(AdamW) {
-    const float *c = f(params[0]);
-    const float lr = c[0], beta1 = c[1], beta2 = c[2], eps = c[3], decay = c[4], maximum = c[5];
-    const int64_t tensors = (nparam - 2) / 4;
-    void **weights = params + 1, **first = weights + tensors, **second = first + tensors, **grads = second + tensors;
-    std::vector<int64_t> sizes(tensors);
-    std::vector<double> squares(tensors);
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t i = 0; i < tensors; ++i) {
-        const int64_t n = sizes[i] = count(ndims[1 + i], shapes[1 + i]);
-        const float *g = f(grads[i]);
-        double sum = 0;
-        for (int64_t start = 0; start < n; start += 4096) {
-            float part = 0;
-            const int64_t end = std::min(n, start + 4096);
-#pragma omp simd reduction(+ : part)
-            for (int64_t j = start; j < end; ++j) part += g[j] * g[j];
-            sum += part;
-        }
-        squares[i] = sum;
-    }
-    double total = 0;
-    for (double square : squares) total += square;
-    const float norm = (float)std::sqrt(total), scale = maximum / std::max(norm, maximum);
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t i = 0; i < tensors; ++i) {
-        const float shrink = ndims[1 + i] > 1 ? lr * decay : 0.0f;
-        float *w = f(weights[i]), *m = f(first[i]), *v = f(second[i]);
-        const float *g = f(grads[i]);
-#pragma omp simd
-        for (int64_t j = 0; j < sizes[i]; ++j) {
-            const float grad = g[j] * scale;
-            m[j] = beta1 * m[j] + (1.0f - beta1) * grad;
-            v[j] = beta2 * v[j] + (1.0f - beta2) * grad * grad;
-            w[j] -= lr * m[j] / (std::sqrt(v[j]) + eps) + shrink * w[j];
-        }
-    }
-    f(params[nparam - 1])[0] = norm;
     return 0;
 }

@@ -2,11 +2,9 @@
 //
 // Tensors are plain float32 (N, C, H, W) or (rows, C) outside; inside, every primitive works in the layout it likes best
 // and, where the last setting is 1, in bfloat16 with float32 accumulation. Primitives are made once per shape.
-// Entry points follow MindSpore's `ops.Custom` (func_type "aot"): inputs, then outputs; 0 means done.
 
-#include <dnnl.hpp>
+#include "operator.hpp"
 
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -26,22 +24,6 @@ constexpr auto f32 = memory::data_type::f32;
 
 // MindSpore may run two operators at once; the buffers below are shared, so they take turns.
 std::mutex turn;
-
-struct Machine {
-    dnnl::engine engine;
-    dnnl::stream stream;
-    Machine() {
-        // MindSpore's own oneDNN needs ONEDNN_MAX_CPU_ISA=AVX2; this copy does not, and must be told before all else.
-        dnnl::set_max_cpu_isa(dnnl::cpu_isa::isa_default);
-        engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
-        stream = dnnl::stream(engine);
-    }
-};
-
-Machine &machine() {
-    static Machine one;
-    return one;
-}
 
 // Buffers for reordered tensors, reused by every call: number i grows to the largest that was asked for.
 void *scratch(size_t slot, size_t bytes) {
@@ -247,9 +229,6 @@ template <class Work> int guarded(const char *name, Work work) {
 }
 
 }  // namespace
-
-#define AOT(name) \
-    extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *)
 
 // x (N, C, H, W), w (O, C, k, k), b (O,), settings (4,) -> y (N, O, H', W').
 AOT(Conv2D) {
