@@ -6,9 +6,14 @@ MindSpore and chooses mode and device. Nothing else in the project sets any of t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -43,6 +48,11 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Where what was built once is kept: $XDG_CACHE_HOME/mindpangu, by default ~/.cache/mindpangu."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindpangu"
 
 
 def _has_bf16() -> bool:
@@ -136,3 +146,40 @@ def start(device: str = "auto") -> str:
     ms.set_device(chosen)
     _device = chosen
     return chosen
+
+
+@contextmanager
+def kept_graphs(*what: object) -> Iterator[None]:
+    """Inside, MindSpore takes its compiled graphs from the disk, and puts them there the first time.
+
+    MindSpore numbers the graphs of a process and trusts the numbers: so this is for a process that has compiled
+    nothing before, and `what` must fix all that it compiles inside: nets, shapes, order. The loaded sources of this
+    package, the versions and the device are part of the key already. An unwritable cache only means no cache, and
+    so does a process without a script file, which MindSpore would read.
+    """
+    import mindspore as ms
+
+    if not Path(sys.argv[0]).is_file():
+        yield
+        return
+    key = hashlib.sha256(repr((what, start(), cpu_operators(), ms.__version__, sys.version)).encode())
+    ours = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "mindpangu"]
+    for source in sorted(filter(None, ours)):
+        key.update(Path(source).read_bytes())
+    kept = cache_folder() / "graphs" / key.hexdigest()[:16]
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder = kept if kept.is_dir() else Path(tempfile.mkdtemp(dir=kept.parent))
+    except OSError:
+        yield
+        return
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
+    try:
+        yield
+        if folder != kept:
+            with suppress(OSError):  # another process was first
+                folder.rename(kept)
+    finally:
+        ms.set_context(enable_compile_cache=False)
+        if folder != kept:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from typing import Optional
 import typer
 from tqdm import tqdm
 
+from mindpangu import runtime, zoo
 from mindpangu.errors import UserError
 
 DEFAULT_MODEL = "emoji-128"
@@ -71,7 +72,9 @@ def generate(
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model, device)
-    with tqdm(total=1, desc="drawing", unit="step") as bar:
+    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas)
+    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes)
+    with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

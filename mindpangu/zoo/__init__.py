@@ -45,3 +45,8 @@ def check(folder: Path) -> None:
     for name in TOKENIZERS:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file; the model folder is not whole")
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells two model folders apart: the sidecars of their checkpoints, specs and digests included."""
+    return "".join((folder / f"{name}.json").read_text(encoding="utf-8") for name in CHECKPOINTS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,12 +13,13 @@ from PIL import Image
 from mindpangu.infer.files import read_settings
 
 
-def mindpangu(*arguments: str) -> subprocess.CompletedProcess:
+def mindpangu(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", "from mindpangu.cli.main import main; main()", *arguments],
+        [str(Path(sys.executable).with_name("mindpangu")), *arguments],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -35,6 +38,26 @@ def test_generate_writes_pictures_and_a_sheet(model_folder, tmp_path):
     settings = read_settings(tmp_path / "o" / "0002.png")
     assert settings["prompt"] == prompts[1]
     assert settings["styles"] == {"fluent_3d": 2.0}
+
+
+def test_graphs_are_kept_on_disk_by_what_they_are_for(model_folder, tmp_path):
+    """The second run takes the first one's graphs and draws the same; another size does not take them."""
+
+    def draw(size, out):
+        folder = tmp_path / out
+        done = mindpangu(
+            "generate", "a fox", "--model", str(model_folder), "--steps", "2", "--size", size, "--out", str(folder),
+            XDG_CACHE_HOME=str(tmp_path / "cache"), MINDPANGU_CPU_OPS="off",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        with Image.open(folder / "0000.png") as picture:
+            return picture.tobytes(), {p.name for p in (tmp_path / "cache" / "mindpangu" / "graphs").iterdir()}
+
+    first, kept = draw("32x32", "a")
+    again, still = draw("32x32", "b")
+    assert first == again
+    assert len(kept) == 1 and kept == still
+    assert len(draw("48x32", "c")[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Optional
 
+from mindpangu import runtime
+
 LIBRARY = "libmindpangu_ops.so"
 SONAME, OUR_SONAME = b"libdnnl.so.3\0", b"libdnnm.so.3\0"
 # -ffast-math at compilation alone: at the link it would also switch denormals off for the whole process.
 COMPILE = ("-O3", "-ffast-math", "-march=native", "-fopenmp", "-std=c++17", "-fPIC", "-Wall", "-Wextra")
 LINK = ("-shared", "-fopenmp", "-lmvec", "-lm", "-Wl,-rpath,$ORIGIN")
-
-
-def cache_folder() -> Path:
-    """Where built operators are kept: $XDG_CACHE_HOME/mindpangu, by default ~/.cache/mindpangu."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindpangu"
 
 
 def _installed(package: str, name: str) -> Optional[Path]:
@@ -83,7 +80,7 @@ def library() -> Optional[Path]:
     key = hashlib.sha256(version.stderr + repr((COMPILE, LINK)).encode() + hashlib.sha256(blob).digest())
     for source in [*sources, *sorted(Path(__file__).parent.glob("*.hpp"))]:
         key.update(source.read_bytes())
-    target = cache_folder() / f"ops-{key.hexdigest()[:16]}"
+    target = runtime.cache_folder() / f"ops-{key.hexdigest()[:16]}"
     if not (target / LIBRARY).exists():
         _say("building the CPU operators (once, about 10 s)")
         try:
