@@ -18,6 +18,7 @@ from mindpangu.data.examples import to_pictures
 from mindpangu.diffusion import SAMPLERS, Guided, NetDenoiser, NoiseSchedule, TimeDecoupled
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.infer.request import Request, check
+from mindpangu.infer.step_cache import StepCache
 
 BATCH = 8  # pictures drawn together
 
@@ -70,12 +71,7 @@ class PanGuDraw:
         self.conditioner = load_conditioner(folder, self.spec.size_dim)
         length = self.conditioner.text_a.mask.shape[0]
         self.tokenizers = [TextTokenizer.load(folder / name, length) for name in zoo.TOKENIZERS]
-        structure, texture = load_unets([folder / f"{name}.safetensors" for name in ("structure", "texture")])
-        self.denoiser = TimeDecoupled(
-            NetDenoiser(structure, self.schedule, self.spec.prediction),
-            NetDenoiser(texture, self.schedule, self.spec.prediction),
-            float(self.schedule.sigma(self.spec.t_struct)),
-        )
+        self.unets = load_unets([folder / f"{name}.safetensors" for name in ("structure", "texture")])
 
     @classmethod
     def from_pretrained(cls, name_or_folder: Union[str, Path], device: str = "auto") -> PanGuDraw:
@@ -135,6 +131,12 @@ class PanGuDraw:
         index = np.full(len(rows), self.spec.sizes.index(request.size), np.int32)
         return self.conditioner(*(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers), Tensor(index))
 
+    def denoiser(self, cache_interval: int = 1) -> TimeDecoupled:
+        """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features."""
+        nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
+        structure, texture = (NetDenoiser(net, self.schedule, self.spec.prediction) for net in nets)
+        return TimeDecoupled(structure, texture, float(self.schedule.sigma(self.spec.t_struct)))
+
     def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
         from mindspore import Tensor
 
@@ -146,7 +148,7 @@ class PanGuDraw:
             return Tensor(np.stack([picture_noise(request.seed, p, i, draw, shape) for p, i in batch]))
 
         cond = self._condition(request, [prompt for prompt, _ in batch])
-        denoiser = Guided(self.denoiser, request.guidance, tuple(request.styles.values()))
+        denoiser = Guided(self.denoiser(request.cache_interval), request.guidance, tuple(request.styles.values()))
         return SAMPLERS[request.sampler](
             lambda x, sigma: denoiser(x, sigma, cond),
             noise(0) * float(np.sqrt(1 + sigmas[0] ** 2)),

@@ -20,7 +20,8 @@ class Request:
     """Prompts and how to draw them.
 
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
-    sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS.
+    sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
+    features, and reuse them between.
     """
 
     prompts: tuple[str, ...]
@@ -33,6 +34,7 @@ class Request:
     n: int = 1
     sampler: str = "euler"
     sigmas: str = "uniform"
+    cache_interval: int = 1
 
     @property
     def width(self) -> int:
@@ -58,7 +60,11 @@ def check(request: Request, spec: PanGuSpec) -> None:
             raise UserError(f"prompt {number} is empty; say what to draw")
     if request.size not in spec.sizes:
         raise UserError(f"size {request.size} cannot be drawn by {spec.name}; it draws {', '.join(spec.sizes)}")
-    for name, count in (("steps", request.steps), ("n", request.n)):
+    for name, count in (
+        ("steps", request.steps),
+        ("n", request.n),
+        ("cache_interval", request.cache_interval),
+    ):
         if count < 1:
             raise UserError(f"{name} is {count}; at least 1 is needed")
     if request.steps > spec.schedule.steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Optional, TypeVar
 
 from mindspore import Tensor
 
@@ -15,7 +15,7 @@ from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.models.conditioner import PanGuConditioner
 from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
-from mindpangu.models.unet import UNet
+from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec)
@@ -37,37 +37,57 @@ def load_vae(path: Path) -> AutoencoderKL:
     return net.set_train(False)
 
 
-class SharedUNet:
-    """One of several sets of weights for one UNet Cell, so that its graph is compiled, and lies on the device, once.
+class UNetCells:
+    """One UNet's Cells for inference, over the same parameters, and whose weights these hold."""
 
-    Calling it puts its weights into the Cell first, unless they are there already.
+    def __init__(self, spec: UNetSpec) -> None:
+        self.whole = UNet(spec).set_train(False)
+        self.with_deep = UNetWithDeep(self.whole).set_train(False)
+        self.reusing_deep = UNetReusingDeep(self.whole).set_train(False)
+        self.present: Optional[Path] = None
+
+
+class SharedUNet:
+    """One of several sets of weights for the same Cells, so that a graph is compiled, and lies on the device, once.
+
+    Calling it, or its `with_deep` and `reusing_deep`, puts its weights into the Cells first, unless they are there.
     """
 
-    def __init__(self, net: UNet, path: Path, present: list[Path]) -> None:
-        """`present`: shared by all sets of one Cell; holds the path of the weights it has. Raises: UserError."""
-        self.net, self.path, self._present = net, path, present
-        load_into(net.trainable_params(), load_tensors(path), str(path))
-        self._weights = [Tensor(p.asnumpy()) for p in net.trainable_params()]
-        present[:] = [path]
+    def __init__(self, cells: UNetCells, path: Path) -> None:
+        """Raises: UserError."""
+        self.cells, self.path = cells, path
+        load_into(cells.whole.trainable_params(), load_tensors(path), str(path))
+        self._weights = [Tensor(p.asnumpy()) for p in cells.whole.trainable_params()]
+        cells.present = path
+
+    def _present(self) -> UNetCells:
+        if self.cells.present != self.path:
+            for parameter, value in zip(self.cells.whole.trainable_params(), self._weights):
+                parameter.set_data(value)
+            self.cells.present = self.path
+        return self.cells
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if self._present != [self.path]:
-            for parameter, value in zip(self.net.trainable_params(), self._weights):
-                parameter.set_data(value)
-            self._present[:] = [self.path]
-        return self.net(*inputs)
+        return self._present().whole(*inputs)
+
+    def with_deep(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and deep features."""
+        return self._present().with_deep(*inputs)
+
+    def reusing_deep(self, deep: Tensor, *inputs: Tensor) -> Tensor:
+        """The output with deep features from an earlier call."""
+        return self._present().reusing_deep(deep, *inputs)
 
 
 def load_unets(paths: Sequence[Path]) -> list[SharedUNet]:
-    """The UNets of several checkpoints, for inference; those of equal spec share one Cell. Raises: UserError."""
-    cells: dict[UNetSpec, tuple[UNet, list[Path]]] = {}
+    """The UNets of several checkpoints, for inference; those of equal spec share their Cells. Raises: UserError."""
+    cells: dict[UNetSpec, UNetCells] = {}
     unets = []
     for path in paths:
         spec = read_spec(path, UNetSpec)
         if spec not in cells:
-            cells[spec] = (UNet(spec).set_train(False), [])
-        net, present = cells[spec]
-        unets.append(SharedUNet(net, path, present))
+            cells[spec] = UNetCells(spec)
+        unets.append(SharedUNet(cells[spec], path))
     return unets
 
 

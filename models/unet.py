@@ -151,6 +151,7 @@ class UNet(nn.Cell):
         super().__init__()
         self.spec = spec
         embedding = 4 * spec.model_channels
+        self.shallow = spec.num_res_blocks + 1  # stages at full resolution, down as well as up
         self.timestep = SinusoidalEmbedding(spec.model_channels)
         self.time_embed = nn.CellList(
             [linear(spec.model_channels, embedding), nn.Identity(), linear(embedding, embedding)]
@@ -216,17 +217,67 @@ class UNet(nn.Cell):
                 x = layer(x)
         return x
 
-    def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Optional[Tensor] = None) -> Tensor:
+    def embed(self, t: Tensor, vector: Optional[Tensor]) -> Tensor:
+        """t (N,), vector (N, V) -> (N, E), after SiLU: what every ResBlock is told."""
         embedding = self.time_embed[2](ops.silu(self.time_embed[0](self.timestep(t))))
         if self.has_vector:
             embedding = embedding + self.label_emb[0][2](ops.silu(self.label_emb[0][0](vector)))
-        embedding = ops.silu(embedding)
+        return ops.silu(embedding)
+
+    def enter(self, x: Tensor, embedding: Tensor, context: Tensor) -> list[Tensor]:
+        """The full-resolution stages on the way down; their outputs."""
         skips = []
-        for stage in self.input_blocks:
-            x = self._stage(stage, x, embedding, context)
+        for i in range(self.shallow):
+            x = self._stage(self.input_blocks[i], x, embedding, context)
+            skips.append(x)
+        return skips
+
+    def dive(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """All that lies below the full resolution: from `enter`'s last output to what `leave` takes."""
+        skips = []
+        for i in range(self.shallow, len(self.input_blocks)):
+            x = self._stage(self.input_blocks[i], x, embedding, context)
             skips.append(x)
         x = self._stage(self.middle_block, x, embedding, context)
-        for i in range(len(self.output_blocks)):
+        for i in range(len(self.output_blocks) - self.shallow):
             x = mops.concat((x, skips[-1 - i]), 1)
             x = self._stage(self.output_blocks[i], x, embedding, context)
+        return x
+
+    def leave(self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor) -> Tensor:
+        """The full-resolution stages on the way up, and the output."""
+        for i in range(self.shallow):
+            x = mops.concat((x, skips[-1 - i]), 1)
+            x = self._stage(self.output_blocks[i - self.shallow], x, embedding, context)
         return self.out[2](self.out[0](x))
+
+    def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Optional[Tensor] = None) -> Tensor:
+        embedding = self.embed(t, vector)
+        skips = self.enter(x, embedding, context)
+        return self.leave(self.dive(skips[-1], embedding, context), skips, embedding, context)
+
+
+class UNetWithDeep(nn.Cell):
+    """A UNet's output together with its deep features, for `UNetReusingDeep` at the next steps (arXiv 2312.00858)."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__(auto_prefix=False)
+        self.unet = unet
+
+    def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.unet.embed(t, vector)
+        skips = self.unet.enter(x, embedding, context)
+        deep = self.unet.dive(skips[-1], embedding, context)
+        return self.unet.leave(deep, skips, embedding, context), deep
+
+
+class UNetReusingDeep(nn.Cell):
+    """A UNet's full-resolution stages around the deep features (N, C, h, w) of an earlier step."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__(auto_prefix=False)
+        self.unet = unet
+
+    def construct(self, deep: Tensor, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        embedding = self.unet.embed(t, vector)
+        return self.unet.leave(deep, self.unet.enter(x, embedding, context), embedding, context)

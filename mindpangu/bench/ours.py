@@ -34,7 +34,7 @@ class MeanSquare(nn.Cell):
 def prepare(folder: Path, case: Case) -> Callable[[], np.ndarray]:
     """The work of `case` on the model in `folder`."""
     runtime.start("CPU")
-    unet, vae = load_unets([folder / "structure.safetensors"])[0].net, load_vae(folder / "vae.safetensors")
+    unet, vae = load_unets([folder / "structure.safetensors"])[0].cells.whole, load_vae(folder / "vae.safetensors")
     spec = unet.spec
     arrays = case.inputs(spec.in_channels, spec.context_dim, spec.vector_dim, vae.spec.factor)
     tensors = {name: Tensor(value) for name, value in arrays.items()}

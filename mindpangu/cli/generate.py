@@ -59,6 +59,7 @@ def generate(
     n: int = typer.Option(1, help="Pictures a prompt."),
     sampler: str = typer.Option("euler", help="euler, euler_ancestral, dpmpp_2m or ddim."),
     sigmas: str = typer.Option("uniform", help="Noise levels: uniform (in t) or karras."),
+    cache_interval: int = typer.Option(1, help="Compute the nets' deep features every so many steps: faster, coarser."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
     model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
@@ -72,7 +73,7 @@ def generate(
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model, device)
-    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas)
+    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval)
     kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
@@ -92,6 +93,7 @@ def generate(
             n=n,
             sampler=sampler,
             sigmas=sigmas,
+            cache_interval=cache_interval,
         )
     for number, drawing in enumerate(drawings):
         save_drawing(drawing, out / f"{number:04d}.png")
