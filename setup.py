@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-ROOMS = ("models", "train", "infer", "ascend_kernels")
+ROOMS = ("models", "train", "infer", "ascend_kernels", "configs")
 
 packages = find_packages(include=["mindpangu", "mindpangu.*"])
 package_dir = {}

@@ -95,7 +95,11 @@ class PanGuDraw:
         Raises:
             UserError: the model cannot do what is asked.
         """
-        defaults = {"size": self.spec.default_size, "guidance": self.spec.default_guidance}
+        defaults = {
+            "size": self.spec.default_size,
+            "guidance": self.spec.default_guidance,
+            "styles": self.spec.default_styles,
+        }
         given = {key: value for key, value in options.items() if value is not None}
         request = Request((prompts,) if isinstance(prompts, str) else tuple(prompts), **{**defaults, **given})
         check(request, self.spec)
@@ -126,9 +130,9 @@ class PanGuDraw:
 
         rows = [request.negative] * len(prompts) + list(prompts)
         for style in request.styles:
-            words = self.spec.styles[style]
-            rows += [f"{p}, {words['zh' if is_chinese(p) else 'en']}" for p in prompts]
-        index = np.full(len(rows), self.spec.sizes.index(request.size), np.int32)
+            row = self.spec.styles[style]
+            rows += [row["zh" if is_chinese(p) else "en"].replace("{}", p) for p in prompts]
+        index = np.full(len(rows), self.spec.sizes[request.size], np.int32)
         return self.conditioner(*(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers), Tensor(index))
 
     def denoiser(self, cache_interval: int = 1) -> TimeDecoupled:

@@ -122,17 +122,31 @@ class ImageTowerSpec:
 class PanGuSpec:
     """What ties the parts of a PanGu-Draw model together (model.json of a model folder).
 
-    `sizes`: "WxH" the model can draw; a size's index here is what the nets are told. `size_dim`: width of that
-    index's embedding. `t_struct`: the structure generator draws at t ≥ t_struct, the texture generator below.
-    `styles`: the words that make a style row of a prompt, by style and language.
+    `sizes`: "WxH" the model can draw, and the index by which the nets know it. `size_dim`: width of that index's
+    embedding. `t_struct`: the structure generator draws at t ≥ t_struct, the texture generator below. `styles`: what
+    makes a style row of a prompt, {} standing for the prompt, by style and language. `default_styles`: those that are
+    on, with their weights, where nothing is said.
     """
 
     name: str
-    sizes: tuple[str, ...]
+    sizes: dict[str, int]
     size_dim: int
     t_struct: int
     prediction: Literal["epsilon", "v", "x0"]
     styles: dict[str, dict[str, str]]
     default_size: str
     default_guidance: float
+    default_styles: dict[str, float] = field(default_factory=dict)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole PanGu-Draw model (configs/model/*.yaml): what ties the parts together, and each part's shape."""
+
+    pangu: PanGuSpec
+    structure: UNetSpec
+    texture: UNetSpec
+    vae: VAESpec
+    text_a: TextSpec
+    text_b: TextSpec

@@ -87,7 +87,7 @@ def generate(
             size=size,
             steps=steps,
             guidance=guidance,
-            styles=styles,
+            styles=styles or None,
             negative=negative,
             seed=seed,
             n=n,

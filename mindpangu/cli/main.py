@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mindpangu.cli import bench, data, doctor, evaluate, generate, train, zoo
+from mindpangu.cli import bench, data, doctor, evaluate, generate, inspect, train, zoo
 from mindpangu.errors import UserError
 from mindpangu.version import __version__
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
+app.command("inspect")(inspect.inspect)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="eval")

@@ -1,0 +1,1 @@
+"""Training files and model descriptions; configs/model ships with the package."""

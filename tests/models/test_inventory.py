@@ -1,0 +1,58 @@
+"""Models without weights: the release's every parameter has its place, and a model folder says what it holds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from mindpangu import runtime
+from mindpangu.checkpoint.release import BUFFERS, release_names
+from mindpangu.errors import UserError
+
+MANIFEST = Path(__file__).parents[1] / "data" / "pangu_v3_manifest.json.gz"  # [name, shape, dtype] of a released file
+
+
+@pytest.fixture(scope="module")
+def released():
+    runtime.start("CPU")
+    from mindpangu.models.inventory import find_spec, parts
+
+    return parts(find_spec("pangu_draw_v3"))
+
+
+@pytest.mark.parametrize("unet", ["structure", "texture"])
+def test_every_parameter_of_the_release_has_its_place_and_none_is_left_over(released, unet):
+    with gzip.open(MANIFEST) as file:
+        theirs = {name: tuple(shape) for name, shape, _ in json.load(file)}
+    assert len(theirs) == 2500
+    placed = {}
+    for part, shapes in (("unet", unet), ("vae", "vae"), ("text_a", "text_a"), ("text_b", "text_b")):
+        names = release_names(part, released[shapes])
+        placed.update({names[name]: shape for name, shape in released[shapes].items()})
+    assert {name: shape for name, shape in theirs.items() if name not in BUFFERS} == placed
+    assert set(BUFFERS) <= set(theirs)
+
+
+def test_counts_are_the_published_ones(released):
+    from mindpangu.models.inventory import parameters
+
+    assert parameters(released["structure"]) == 2_565_825_284
+    assert parameters(released["vae"]) == 83_653_863
+
+
+def test_a_model_folder_has_the_parts_that_its_files_hold(model_folder):
+    from mindpangu.checkpoint.store import load_tensors
+    from mindpangu.models.inventory import find_spec, parts
+
+    for part, shapes in parts(find_spec(str(model_folder))).items():
+        assert {n: t.shape for n, t in load_tensors(model_folder / f"{part}.safetensors").items()} == shapes
+
+
+def test_an_unknown_model_is_named_with_what_is_known():
+    from mindpangu.models.inventory import find_spec
+
+    with pytest.raises(UserError, match=r"'pangu_draw_v2' is unknown.*did you mean .?pangu_draw_v3"):
+        find_spec("pangu_draw_v2")
