@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -32,13 +32,13 @@ def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
     return pipeline, Pictures.open(config)
 
 
-def _drawer(pipeline: Any, bar: tqdm, steps: int, seed: int, guidance: Optional[float]) -> Any:
+def _drawer(pipeline: Any, bar: tqdm, options: Mapping[str, Any]) -> Any:
     def progress(done: int, total: int) -> None:
         bar.total, bar.n = total, done
         bar.refresh()
 
     def draw(prompts: Sequence[str]) -> list[np.ndarray]:
-        drawings = pipeline(prompts, steps=steps, seed=seed, guidance=guidance, progress=progress)
+        drawings = pipeline(prompts, progress=progress, **options)
         return [np.asarray(d.image) for d in drawings]
 
     return draw
@@ -76,6 +76,9 @@ def judge(
     compositions: int = typer.Option(60, help="Scenes with two pictures at stated places."),
     steps: int = typer.Option(30),
     guidance: Optional[float] = typer.Option(None),
+    sampler: str = typer.Option("euler"),
+    sigmas: str = typer.Option("uniform"),
+    cache_interval: int = typer.Option(1),
     seed: int = typer.Option(0),
     report: Optional[Path] = REPORT,
 ) -> None:
@@ -86,9 +89,17 @@ def judge(
     features = Judge()
     pipeline, pictures = _open(data, model, groups)
     galleries = Galleries(pictures, features)
-    figures: dict[str, Any] = {"model": model, "steps": steps, "seed": seed, "guidance": guidance}
+    options = {
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "sigmas": sigmas,
+        "cache_interval": cache_interval,
+        "seed": seed,
+    }
+    figures: dict[str, Any] = {"model": model, **options}
     with tqdm(unit="step", desc="drawing") as bar:
-        draw = _drawer(pipeline, bar, steps, seed, guidance)
+        draw = _drawer(pipeline, bar, options)
         for split in ("train", "heldout"):
             figures[split] = judge_pairs(pipeline, pictures, galleries, split, pairs, seed, draw)
         figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw)
