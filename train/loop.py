@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
+from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, write_atomically
 from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
@@ -24,7 +24,7 @@ from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.step import TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
-STATE = "state.safetensors"
+STATE, STATS = "state.safetensors", "stats.jsonl"
 
 
 class Task(Protocol):
@@ -107,6 +107,14 @@ def load_state(folder: Path, step: TrainStep, average: Average) -> State:
     return State(int(nimg), int(steps), float(seconds))
 
 
+def forget_after(stats: Path, nimg: int) -> None:
+    """Drop the lines of images that a resumed run will see again."""
+    if stats.exists():
+        lines = stats.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
+        write_atomically(stats, "".join(kept).encode())
+
+
 def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     """Train `task` until `until` (default: all of the run's images); return where it stands.
 
@@ -124,6 +132,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)
     state = load_state(folder, step, average) if config.resume_training else State()
+    forget_after(folder / STATS, state.nimg)
     losses: list[float] = []
     started = time.monotonic()
     bar = tqdm(total=total, initial=state.nimg, unit="img", desc=folder.name, smoothing=0.05, mininterval=1.0)
@@ -131,7 +140,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     def passed(every: int) -> bool:
         return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
 
-    with ThreadPoolExecutor(1) as pool, (folder / "stats.jsonl").open("a", encoding="utf-8") as stats:
+    with ThreadPoolExecutor(1) as pool, (folder / STATS).open("a", encoding="utf-8") as stats:
         upcoming = pool.submit(task.batch, state.nimg, batch_size)
         while state.nimg < end:
             # Gradients and step, while the next batch is made.

@@ -66,6 +66,8 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path):
     whole, broken = config_in(tmp_path / "a", **changes), config_in(tmp_path / "b", **changes)
     _, a_task = fit_line(whole)
     fit_line(broken, until=80)
+    with (broken.output_dir / "stats.jsonl").open("a") as stats:  # as a run leaves it that died after its checkpoint
+        stats.write('{"nimg": 120, "loss": 999.0, "img_per_sec": 1.0}\n{"nimg": 1')
     state, b_task = fit_line(broken)
     assert (state.nimg, state.step) == (160, 40)
     a, b = (load_tensors(c.output_dir / "state.safetensors") for c in (whole, broken))
@@ -76,7 +78,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path):
         np.testing.assert_array_equal(a_task.exported[name], b_task.exported[name])
     lines = [json.loads(line) for line in (broken.output_dir / "stats.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
-    assert all(np.isfinite(line["loss"]) and line["img_per_sec"] > 0 for line in lines)
+    assert all(np.isfinite(line["loss"]) and line["loss"] < 999 and line["img_per_sec"] > 0 for line in lines)
     assert (broken.output_dir / "samples-00000160.png").read_bytes() == b"drawn"
 
 
