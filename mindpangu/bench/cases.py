@@ -23,11 +23,12 @@ STEPS, GUIDANCE = 30, 4.0
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table. `side`: latents along a side."""
+    """One row of the table. `side`: latents along a side; `optimizer`: a training step's, ours alone knows Muon."""
 
     kind: Literal["unet", "train", "encode", "decode", "draw"]
     batch: int
     side: int
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     @property
     def name(self) -> str:
@@ -35,7 +36,8 @@ class Case:
         words = {"unet": "UNet forward", "train": "train step", "encode": "VAE encode", "decode": "VAE decode"}
         if self.kind == "draw":
             return f"draw {self.batch} pictures, {STEPS} steps"
-        return f"{words[self.kind]}, batch {self.batch}, {self.side}×{self.side} latents"
+        muon = ", Muon" if self.optimizer == "muon" else ""
+        return f"{words[self.kind]}, batch {self.batch}, {self.side}×{self.side} latents{muon}"
 
     def inputs(self, in_channels: int, context_dim: int, vector_dim: int, factor: int) -> dict[str, np.ndarray]:
         """x and target (N, C, s, s), t (N,), context (N, TOKENS, K), vector (N, V), image (N, 3, f·s, f·s)."""
@@ -63,4 +65,5 @@ CASES = {
         Case("draw", len(PROMPTS), 16),
     ),
     "train": (Case("train", 8, 16), Case("train", 32, 16), Case("train", 8, 32)),
+    "operators": (Case("unet", 16, 16), Case("train", 32, 16, "muon")),
 }

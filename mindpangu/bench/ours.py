@@ -16,7 +16,7 @@ from mindpangu.train.config import Optimizer
 from mindpangu.train.schedule import coefficients
 from mindpangu.train.step import TrainStep
 
-OPTIMIZER, LEARNING_RATE = Optimizer(betas=(0.9, 0.99), weight_decay=0.01, max_grad_norm=1.0), 1e-5
+LEARNING_RATE = 1e-5
 
 
 class MeanSquare(nn.Cell):
@@ -47,10 +47,11 @@ def prepare(folder: Path, case: Case) -> Callable[[], np.ndarray]:
         return lambda: vae.decode(tensors["x"]).asnumpy()
     if case.kind == "draw":
         return _drawing(PanGuDraw.from_pretrained(folder, "CPU"))
-    step, done = TrainStep(MeanSquare(unet.set_train())), iter(range(1, 1 << 30))
+    optimizer = Optimizer(case.optimizer, betas=(0.9, 0.99), weight_decay=0.01, max_grad_norm=1.0)
+    step, done = TrainStep(MeanSquare(unet.set_train()), case.optimizer == "muon"), iter(range(1, 1 << 30))
 
     def train() -> np.ndarray:
-        factors = Tensor(coefficients(OPTIMIZER, LEARNING_RATE, next(done)))
+        factors = Tensor(coefficients(optimizer, LEARNING_RATE, next(done)))
         return step(factors, *inputs, tensors["target"])[0].asnumpy()
 
     return train

@@ -7,36 +7,54 @@ import os
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 from mindpangu import runtime
 from mindpangu.bench.cases import CASES
 
-# name -> (is it ours, its setting: our CPU operators, or the peer's extras)
+
+@dataclass(frozen=True)
+class Contender:
+    """`setting`: our CPU operators (None: the default), or the peer's extras; `left_out`: one of our operators."""
+
+    is_ours: bool
+    setting: Optional[str] = None
+    left_out: Optional[str] = None
+
+
 CONTENDERS = {
-    "mindpangu bf16": (True, "bf16"),
-    "mindpangu fp32": (True, "fp32"),
-    "plain MindSpore": (True, "off"),
-    "PyTorch fp32": (False, ""),
-    "PyTorch bf16": (False, "fast"),
-    "PyTorch bf16 compiled": (False, "fast compiled"),
+    "mindpangu bf16": Contender(True, "bf16"),
+    "mindpangu fp32": Contender(True, "fp32"),
+    "plain MindSpore": Contender(True, "off"),
+    "PyTorch fp32": Contender(False, ""),
+    "PyTorch bf16": Contender(False, "fast"),
+    "PyTorch bf16 compiled": Contender(False, "fast compiled"),
 }
+# What each of our operators is worth: a case with all of them, then without one.
+OPERATORS = ("conv2d", "dense", "group_norm", "layer_norm", "geglu", "attention", "adamw", "muon")
+EACH_OPERATOR = {"all": Contender(True), **{f"without {name}": Contender(True, left_out=name) for name in OPERATORS}}
 
 
 def main(contender: str, kind: str, number: str, folder: str) -> None:
     """Serve one case: a line on stdin is one run, answered with its milliseconds; at the end, peak memory in MB."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print; only answers go out
-    is_ours, setting = CONTENDERS[contender]
-    case = CASES[kind][int(number)]
-    if is_ours:
-        os.environ[runtime.CPU_OPERATORS] = setting
+    chosen, case = {**CONTENDERS, **EACH_OPERATOR}[contender], CASES[kind][int(number)]
+    if chosen.is_ours:
+        if chosen.setting is not None:
+            os.environ[runtime.CPU_OPERATORS] = chosen.setting
         from mindpangu.bench import ours
+        from mindpangu.ops import cpu
 
+        if chosen.left_out is not None:
+            cpu.left_out.add(chosen.left_out)
         run = ours.prepare(Path(folder), case)
     else:
         os.environ.pop("GOMP_SPINCOUNT", None)  # ours; PyTorch is measured with its own default
         from mindpangu.bench import peer
 
+        setting = chosen.setting or ""
         run = peer.prepare(Path(folder), case, "fast" in setting, "compiled" in setting)
     start = time.perf_counter()
     result = run().astype("float64")

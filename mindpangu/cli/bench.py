@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
@@ -37,38 +38,56 @@ def bench(
 @app.command()
 def draw(model: str = MODEL, turns: int = TURNS, only: Optional[str] = ONLY, report: Optional[Path] = REPORT) -> None:
     """UNet forward, autoencoder, and pictures end to end."""
-    _run("draw", model, turns, only, report)
+    _beside_peers("draw", model, turns, only, report)
 
 
 @app.command()
 def train(model: str = MODEL, turns: int = TURNS, only: Optional[str] = ONLY, report: Optional[Path] = REPORT) -> None:
     """A training step of the structure generator."""
-    _run("train", model, turns, only, report)
+    _beside_peers("train", model, turns, only, report)
 
 
-def _run(kind: str, model: str, turns: int, only: Optional[str], report: Optional[Path]) -> None:
-    from mindpangu import zoo
-    from mindpangu.bench.alternate import Measured, measure
-    from mindpangu.bench.cases import CASES
+@app.command()
+def operators(
+    model: str = MODEL, turns: int = TURNS, only: Optional[str] = ONLY, report: Optional[Path] = REPORT
+) -> None:
+    """What each of our CPU operators is worth: drawing and training with all of them, then without one."""
+    from mindpangu.bench.worker import EACH_OPERATOR
+
+    Console(width=180).print(_worth(_measure("operators", EACH_OPERATOR, model, turns, only, report)))
+
+
+def _beside_peers(kind: str, model: str, turns: int, only: Optional[str], report: Optional[Path]) -> None:
     from mindpangu.bench.worker import CONTENDERS
 
     for package in ("torch", "diffusers"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed; install the peers: pip install 'mindpangu[bench]'")
+    Console(width=180).print(_table(_measure(kind, CONTENDERS, model, turns, only, report)))
+
+
+def _measure(
+    kind: str, contenders: Iterable[str], model: str, turns: int, only: Optional[str], report: Optional[Path]
+) -> dict[str, dict[str, Any]]:
+    """{case: {contender: Measured}}, also as JSON in `report`."""
+    from mindpangu import zoo
+    from mindpangu.bench.alternate import Measured, measure
+    from mindpangu.bench.cases import CASES
+
     folder, console = zoo.find(model), Console(stderr=True)
     found: dict[str, dict[str, Measured]] = {}
     with console.status("starting") as status:
         for number, case in enumerate(CASES[kind]):
             if only is None or only in case.name:
-                found[case.name] = measure(kind, number, tuple(CONTENDERS), folder, turns, status.update)
+                found[case.name] = measure(kind, number, tuple(contenders), folder, turns, status.update)
     if not found:
         raise UserError(f"no case of bench {kind} contains '{only}'; cases: {'; '.join(c.name for c in CASES[kind])}")
-    Console(width=180).print(_table(found))
     if report is not None:
         from mindpangu.checkpoint.store import write_atomically
 
         plain = {case: {name: vars(one) for name, one in times.items()} for case, times in found.items()}
         write_atomically(report, (json.dumps(plain, indent=1) + "\n").encode())
+    return found
 
 
 def _roofline(name: str) -> None:
@@ -118,7 +137,7 @@ def _table(found: dict[str, Any]) -> Table:
     from mindpangu.bench.alternate import ratios
     from mindpangu.bench.worker import CONTENDERS
 
-    mine = [name for name, (is_ours, _) in CONTENDERS.items() if is_ours]
+    mine = [name for name, contender in CONTENDERS.items() if contender.is_ours]
     peers = [name for name in CONTENDERS if name not in mine]
     table = Table(title="milliseconds, median; ratio below 1: we are faster (quartiles of the ratio turn by turn)")
     for heading in ("case", *CONTENDERS, "to PyTorch fp32", "to PyTorch's best"):
@@ -131,4 +150,19 @@ def _table(found: dict[str, Any]) -> Table:
             low, middle, high = ratios(ours, other)
             shown.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
         table.add_row(case, *(f"{times[name].median:.1f}" for name in CONTENDERS), *shown)
+    return table
+
+
+def _worth(found: dict[str, Any]) -> Table:
+    """Medians in ms, and the time without an operator over the time with all of them."""
+    from mindpangu.bench.alternate import ratios
+
+    table = Table(title="what an operator is worth: time without it over time with all (quartiles, turn by turn)")
+    for heading in ("case", "contender", "ms", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("case", "contender") else "right")
+    for case, times in found.items():
+        for name, one in times.items():
+            low, middle, high = ratios(one, times["all"])
+            table.add_row(case, name, f"{one.median:.1f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        table.add_section()
     return table

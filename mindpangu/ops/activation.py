@@ -24,7 +24,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def geglu(x: Tensor) -> Tensor:
     """(..., 2C) -> (..., C): the first half times the GELU of the second (arXiv 2002.05202)."""
-    if cpu.in_use():
+    if cpu.in_use("geglu"):
         return cpu.geglu()(x)
     value, gate = x.chunk(2, axis=-1)
     return value * gelu(gate)

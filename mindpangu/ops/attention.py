@@ -41,7 +41,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask
     """
     if _on_ascend():
         return _flash(q, k, v, heads, scale, mask)
-    if cpu.in_use():
+    if cpu.in_use("attention"):
         return cpu.attention()(q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale))
     return _composed(q, k, v, heads, scale, mask)
 

@@ -20,7 +20,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, before: int, af
     Returns:
         (N, O, H', W') with H' = (H + before + after - k) // stride + 1.
     """
-    if cpu.in_use():
+    if cpu.in_use("conv2d"):
         settings = cpu.settings(stride, before, after, cpu.bf16())
         return cpu.conv2d(stride, before, after)(x, weight, bias, settings)
     padding = (before, after, before, after)
@@ -30,7 +30,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, before: int, af
 
 def dense(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x (…, C), weight (O, C), bias (O,) or None -> x · weightᵀ + bias, (…, O)."""
-    if cpu.in_use():
+    if cpu.in_use("dense"):
         if bias is None:
             return cpu.dense_without_bias()(x, weight, cpu.settings(cpu.bf16()))
         return cpu.dense()(x, weight, bias, cpu.settings(cpu.bf16()))

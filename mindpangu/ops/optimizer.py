@@ -70,7 +70,7 @@ def adamw(
     Returns:
         () float32, the norm of all gradients before clipping.
     """
-    if cpu.in_use():
+    if cpu.in_use("adamw"):
         return cpu.adamw()(coefficients, *weights, *moment1, *moment2, *gradients)[0]
     lr, beta1, beta2, eps, decay, maximum = coefficients.unbind()
     norm, scale = _norm_and_scale(gradients, maximum)
@@ -96,7 +96,7 @@ def muon(
     Returns:
         () float32, the norm of all gradients before clipping.
     """
-    if cpu.in_use():
+    if cpu.in_use("muon"):
         return cpu.muon()(ops.concat((coefficients, cpu.settings(float(cpu.bf16())))), *weights, *moment, *gradients)[0]
     lr, momentum, decay, maximum = coefficients.unbind()
     norm, scale = _norm_and_scale(gradients, maximum)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import mindpangu.ops
 from mindpangu.bench.alternate import Measured, Server, ratios
 from mindpangu.bench.cases import CASES
+from mindpangu.bench.worker import OPERATORS
 from mindpangu.errors import UserError
 
 
@@ -35,3 +40,8 @@ def test_cases_are_told_apart_by_name_and_give_the_same_numbers_twice():
     one, other = (CASES["train"][0].inputs(4, 8, 6, 8) for _ in range(2))
     assert one["image"].shape == (8, 3, 128, 128)
     assert all((one[key] == other[key]).all() for key in one)
+
+
+def test_every_operator_that_can_be_left_out_is_measured():
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(mindpangu.ops.__file__).parent.glob("*.py"))
+    assert set(re.findall(r'in_use\("(\w+)"\)', sources)) == set(OPERATORS)
