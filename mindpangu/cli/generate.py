@@ -10,6 +10,7 @@ import typer
 from tqdm import tqdm
 
 from mindpangu import runtime, zoo
+from mindpangu.diffusion import SAMPLERS
 from mindpangu.errors import UserError
 
 DEFAULT_MODEL = "emoji-128"
@@ -57,7 +58,7 @@ def generate(
     negative: str = typer.Option("", help="What to keep away from."),
     seed: int = typer.Option(0, help="Picture i is a function of the seed, the prompt and i."),
     n: int = typer.Option(1, help="Pictures a prompt."),
-    sampler: str = typer.Option("euler", help="euler, euler_ancestral, dpmpp_2m or ddim."),
+    sampler: str = typer.Option("euler", help=f"{', '.join(SAMPLERS)}."),
     sigmas: str = typer.Option("uniform", help="Noise levels: uniform (in t) or karras."),
     cache_interval: int = typer.Option(1, help="Compute the nets' deep features every so many steps: faster, coarser."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),

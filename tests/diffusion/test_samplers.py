@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mindpangu.diffusion import SAMPLERS, NoiseSchedule, ScheduleSpec, karras_sigmas, uniform_sigmas
 
 SCHEDULE = NoiseSchedule(ScheduleSpec())
-DETERMINISTIC = ("euler", "dpmpp_2m", "ddim")
-ORDERS = {"euler": 1, "ddim": 1, "dpmpp_2m": 2}
+ORDERS = {"euler": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}
+DETERMINISTIC = tuple(ORDERS)
+STOCHASTIC = ("dpmpp_2m_sde", "euler_ancestral", "lcm")
 SHAPE = (2, 3, 4, 4)
 
 
@@ -68,18 +69,34 @@ def test_ddim_without_noise_is_euler_in_sigma_space():
     np.testing.assert_allclose(a, b, atol=1e-9)
 
 
-def test_euler_ancestral_keeps_a_gaussians_mean_and_spread():
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_a_stochastic_sampler_keeps_a_gaussians_mean_and_spread(name):
     rng = np.random.default_rng(4)
     x = rng.standard_normal((4000, 1, 1, 1)) * SCHEDULE.sigma_max
     sigmas = karras_sigmas(SCHEDULE, 60)
-    out = SAMPLERS["euler_ancestral"](gaussian_denoiser(1.0, 0.5), x, sigmas, lambda i: rng.standard_normal(x.shape))
+    out = SAMPLERS[name](gaussian_denoiser(1.0, 0.5), x, sigmas, lambda i: rng.standard_normal(x.shape))
     assert abs(out.mean() - 1.0) < 0.04
     assert abs(out.std() - 0.5) < 0.04
 
 
-def test_euler_ancestral_asks_for_noise():
+def test_lcm_draws_from_a_consistent_net_in_any_number_of_steps():
+    """A consistency function of a Gaussian maps (x, σ) to where its flow ends, so every level gives the data again."""
+    rng = np.random.default_rng(5)
+    sigmas = karras_sigmas(SCHEDULE, 4)
+    x = rng.standard_normal((4000, 1, 1, 1)) * np.sqrt(0.5**2 + SCHEDULE.sigma_max**2) + 1.0
+
+    def consistent(x, sigma):
+        return gaussian_flow(x, sigma.reshape(-1, 1, 1, 1), 1.0, 0.5)
+
+    out = SAMPLERS["lcm"](consistent, x, sigmas, lambda i: rng.standard_normal(x.shape))
+    assert abs(out.mean() - 1.0) < 0.03
+    assert abs(out.std() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_stochastic_sampler_asks_for_noise(name):
     with pytest.raises(ValueError, match="noise"):
-        SAMPLERS["euler_ancestral"](lambda x, s: x, np.zeros(SHAPE), [1.0, 0.0])
+        SAMPLERS[name](lambda x, s: x, np.zeros(SHAPE), [1.0, 0.0])
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
