@@ -68,10 +68,10 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
     embedding, last = 4 * spec.model_channels, len(widths) - 1
     sizes = [(height >> level, width >> level) for level in range(len(widths))]
 
-    def block(name: str, inner: int, level: int) -> Iterator[Layer]:
+    def block(name: str, inner: int, level: int, depth: int) -> Iterator[Layer]:
         yield from _res_block(f"{name}.0", batch, inner, widths[level], embedding, sizes[level])
-        if spec.transformer_depth[level]:
-            yield from _transformer(f"{name}.1", spec, batch, level, sizes[level], tokens)
+        if depth:
+            yield from _transformer(f"{name}.1", spec, depth, batch, widths[level], sizes[level], tokens)
 
     # Embeddings.
     yield dense("time_embed.0", batch, spec.model_channels, embedding)
@@ -84,7 +84,7 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
     channels, skips, number = widths[0], [widths[0]], 1
     for level, now in enumerate(widths):
         for _ in range(spec.num_res_blocks):
-            yield from block(f"input_blocks.{number}", channels, level)
+            yield from block(f"input_blocks.{number}", channels, level, spec.transformer_depth[level])
             channels = now
             skips.append(now)
             number += 1
@@ -93,18 +93,20 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
             skips.append(now)
             number += 1
     # Middle.
-    yield from block("middle_block", channels, last)
-    second = f"middle_block.{2 if spec.transformer_depth[last] else 1}"
+    yield from block("middle_block", channels, last, spec.depth_in_middle)
+    second = f"middle_block.{2 if spec.depth_in_middle else 1}"
     yield from _res_block(second, batch, channels, channels, embedding, sizes[last])
     # Up.
     number = 0
     for level in reversed(range(len(widths))):
         for i in range(spec.num_res_blocks + 1):
-            yield from block(f"output_blocks.{number}", channels + skips.pop(), level)
+            depth = spec.transformer_depth[level]
+            yield from block(f"output_blocks.{number}", channels + skips.pop(), level, depth)
             channels = widths[level]
             if level and i == spec.num_res_blocks:
-                place = 2 if spec.transformer_depth[level] else 1
-                yield conv(f"output_blocks.{number}.{place}.conv", batch, channels, channels, 3, sizes[level - 1])
+                yield conv(
+                    f"output_blocks.{number}.{2 if depth else 1}.conv", batch, channels, channels, 3, sizes[level - 1]
+                )
             number += 1
     yield norm("out.0", batch * prod(sizes[0]), channels)
     yield conv("out.2", batch, channels, spec.out_channels, 3, sizes[0])
@@ -121,12 +123,14 @@ def _res_block(name: str, batch: int, inner: int, outer: int, embedding: int, si
         yield conv(f"{name}.skip_connection", batch, inner, outer, 1, size)
 
 
-def _transformer(name: str, spec: UNetSpec, batch: int, level: int, size: Size, tokens: int) -> Iterator[Layer]:
-    channels, positions = spec.model_channels * spec.channel_mult[level], prod(size)
+def _transformer(
+    name: str, spec: UNetSpec, depth: int, batch: int, channels: int, size: Size, tokens: int
+) -> Iterator[Layer]:
+    positions = prod(size)
     rows = batch * positions
     yield norm(f"{name}.norm", rows, channels)
     yield dense(f"{name}.proj_in", rows, channels, channels)
-    for i in range(spec.transformer_depth[level]):
+    for i in range(depth):
         block = f"{name}.transformer_blocks.{i}"
         for number, (inner, keys) in enumerate(((channels, positions), (spec.context_dim, tokens)), start=1):
             one = f"{block}.attn{number}"
@@ -134,7 +138,7 @@ def _transformer(name: str, spec: UNetSpec, batch: int, level: int, size: Size, 
             yield dense(f"{one}.to_q", rows, channels, channels, False)
             yield dense(f"{one}.to_k", batch * keys, inner, channels, False)
             yield dense(f"{one}.to_v", batch * keys, inner, channels, False)
-            yield attention(one, batch, channels // spec.head_dim, channels, positions, keys)
+            yield attention(one, batch, spec.heads_of(channels), channels, positions, keys)
             yield dense(f"{one}.to_out.0", rows, channels, channels)
         yield norm(f"{block}.norm3", rows, channels)
         yield dense(f"{block}.ff.net.0.proj", rows, channels, 8 * channels)

@@ -13,7 +13,9 @@ class UNetSpec:
     """An SDXL-shaped UNet (arXiv 2307.01952).
 
     `channel_mult[i]` × `model_channels` channels at downsampling 2^i, with `transformer_depth[i]` transformer blocks
-    behind each residual block there (0: none). The middle block uses the last depth. `vector_dim` 0: no vector input.
+    behind each residual block there (0: none); the middle has `middle_depth`, or where that is None the last level's.
+    Attention has `head_dim` channels a head, or where that is 0 the same number of `heads` everywhere (SD 1.x).
+    `vector_dim` 0: no vector input.
     """
 
     in_channels: int
@@ -26,20 +28,33 @@ class UNetSpec:
     context_dim: int
     vector_dim: int
     norm_groups: int = 32
+    heads: int = 0
+    middle_depth: Optional[int] = None
 
     def __post_init__(self) -> None:
+        if (self.head_dim > 0) == (self.heads > 0):
+            raise ValueError(f"head_dim {self.head_dim} and heads {self.heads}: exactly one of them is above 0")
         if len(self.channel_mult) != len(self.transformer_depth):
             raise ValueError(
                 f"channel_mult has {len(self.channel_mult)} levels and transformer_depth {len(self.transformer_depth)};"
                 " they must match"
             )
         for mult, depth in zip(self.channel_mult, self.transformer_depth):
-            channels = mult * self.model_channels
-            if channels % self.norm_groups or (depth and channels % self.head_dim):
+            channels, divisor = mult * self.model_channels, self.head_dim or self.heads
+            if channels % self.norm_groups or (depth and channels % divisor):
                 raise ValueError(
                     f"a level of {channels} channels is not divisible by norm_groups {self.norm_groups}"
-                    + (f" and head_dim {self.head_dim}" if depth else "")
+                    + (f" and {'head_dim' if self.head_dim else 'heads'} {divisor}" if depth else "")
                 )
+
+    def heads_of(self, channels: int) -> int:
+        """The number of attention heads where there are so many channels."""
+        return self.heads or channels // self.head_dim
+
+    @property
+    def depth_in_middle(self) -> int:
+        """The number of transformer blocks in the middle block."""
+        return self.transformer_depth[-1] if self.middle_depth is None else self.middle_depth
 
     @property
     def downsampling(self) -> int:

@@ -116,9 +116,8 @@ class SpatialTransformer(nn.Cell):
         super().__init__()
         self.norm = GroupNorm(channels, spec.norm_groups, TRANSFORMER_EPS)
         self.proj_in = linear(channels, channels)
-        heads = channels // spec.head_dim
         self.transformer_blocks = nn.CellList(
-            [TransformerBlock(channels, spec.context_dim, heads) for _ in range(depth)]
+            [TransformerBlock(channels, spec.context_dim, spec.heads_of(channels)) for _ in range(depth)]
         )
         self.proj_out = linear(channels, channels, init="zeros")
 
@@ -162,9 +161,7 @@ class UNet(nn.Cell):
             self.label_emb = nn.CellList([inner])
         widths = [spec.model_channels * mult for mult in spec.channel_mult]
         self.input_blocks, skips = self._down(spec, widths, embedding)
-        self.middle_block = nn.CellList(
-            self._block(spec, widths[-1], widths[-1], embedding, spec.transformer_depth[-1])
-        )
+        self.middle_block = nn.CellList(self._block(spec, widths[-1], widths[-1], embedding, spec.depth_in_middle))
         self.middle_block.append(ResBlock(widths[-1], widths[-1], embedding, spec.norm_groups))
         self.output_blocks = self._up(spec, widths, embedding, skips)
         self.out = nn.CellList(

@@ -6,7 +6,8 @@ Ours are listed by who owns them, so a table covers a whole net: nothing is left
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 _RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -19,24 +20,30 @@ _RES_BLOCK = {
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "class_embedding.linear_1",
-    "label_emb.0.2": "class_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
     "middle_block.0": "mid_block.resnets.0",
-    "middle_block.1": "mid_block.attentions.0",
-    "middle_block.2": "mid_block.resnets.1",
 }
 _VAE_MIDDLE = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attentions.0"}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 def unet_names(
-    names: Iterable[str], levels: int, num_res_blocks: int, transformer_depth: Sequence[int]
+    names: Collection[str],
+    levels: int,
+    num_res_blocks: int,
+    transformer_depth: Sequence[int],
+    vector: Literal["class_embedding", "add_embedding"] = "class_embedding",
 ) -> dict[str, str]:
-    """The UNet's parameters in diffusers' UNet2DConditionModel; the vector goes in as a projected class embedding."""
-    blocks = dict(_ENDS)
+    """The UNet's parameters in diffusers' UNet2DConditionModel, where `vector` takes the vector in.
+
+    "class_embedding": as a projected class embedding; "add_embedding": after its "text_time" addition (SDXL).
+    """
+    blocks = {**_ENDS, "label_emb.0.0": f"{vector}.linear_1", "label_emb.0.2": f"{vector}.linear_2"}
+    attends = any(name.startswith("middle_block.2.") for name in names)
+    blocks["middle_block.1"] = "mid_block.attentions.0" if attends else "mid_block.resnets.1"
+    blocks["middle_block.2"] = "mid_block.resnets.1"
     number = 1
     for level in range(levels):
         for i in range(num_res_blocks):

@@ -1,0 +1,133 @@
+"""Write golden/nets.npz: what diffusers' nets make of weights and inputs that anyone can draw (see `weights`).
+
+Run where the extra `bench` is installed: python -m tests.parity.golden_nets. The tests need the file alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mindpangu.models.spec import UNetSpec, VAESpec
+from tests.parity.weights import inputs, of_peer
+
+GOLDEN = Path(__file__).parent / "golden" / "nets.npz"
+TOKENS = 7
+SIDE = 16
+
+# The layouts of the families, narrow: (spec, where the vector goes in, are the projections convolutions?).
+UNETS = {
+    "pangu_draw": (UNetSpec(4, 4, 32, (1, 2, 4), 2, (0, 2, 3), 8, 48, 24), "class_embedding", False),
+    "sdxl": (UNetSpec(4, 4, 32, (1, 2, 4), 2, (0, 2, 3), 8, 48, 64), "add_embedding", False),
+    "sdxl_refiner": (
+        UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (0, 2, 2, 0), 8, 48, 64, middle_depth=2),
+        "add_embedding",
+        False,
+    ),
+    "sd15": (
+        UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (1, 1, 1, 0), 0, 48, 0, heads=8, middle_depth=1),
+        None,
+        True,
+    ),
+    "sd21": (UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (1, 1, 1, 0), 8, 48, 0, middle_depth=1), None, False),
+}
+VAES = {"sd": VAESpec(4, 32, (1, 2, 4, 4), 2)}
+
+
+def unet_inputs(spec: UNetSpec) -> dict[str, np.ndarray]:
+    """x, t, context, and for nets with a vector its two halves: pooled text, and six sizes (SDXL) or none."""
+    sizes = np.array([[1024, 768, 0, 16, 1024, 1024], [512, 512, 8, 0, 512, 640]], np.float32)
+    return {
+        "x": inputs(2, spec.in_channels, SIDE, SIDE),
+        "t": np.array([981.0, 17.0], np.float32),
+        "context": inputs(2, TOKENS, spec.context_dim, seed=1),
+        "pooled": inputs(2, 16, seed=2),
+        "vector": inputs(2, spec.vector_dim, seed=2),
+        "sizes": sizes,
+    }
+
+
+def peer_unet(spec: UNetSpec, vector: str, convolutions: bool):
+    """diffusers' UNet of a spec."""
+    from diffusers import UNet2DConditionModel
+
+    widths = [spec.model_channels * m for m in spec.channel_mult]
+    depths = spec.transformer_depth
+    options = {}
+    if vector == "class_embedding":
+        options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": spec.vector_dim}
+    elif vector == "add_embedding":
+        options = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": spec.vector_dim,
+        }
+    layers = [max(1, d) for d in depths]
+    if depths[-1] != spec.depth_in_middle:  # diffusers gives the middle the last entry, which a plain level ignores
+        layers[-1] = spec.depth_in_middle
+    return UNet2DConditionModel(
+        in_channels=spec.in_channels,
+        out_channels=spec.out_channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
+        up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)),
+        block_out_channels=tuple(widths),
+        layers_per_block=spec.num_res_blocks,
+        transformer_layers_per_block=tuple(layers),
+        attention_head_dim=tuple(spec.heads_of(w) for w in widths),  # diffusers means the count of heads
+        cross_attention_dim=spec.context_dim,
+        norm_num_groups=spec.norm_groups,
+        use_linear_projection=not convolutions,
+        **options,
+    )
+
+
+def run_unet(name: str) -> np.ndarray:
+    """The peer's output."""
+    import torch
+
+    spec, vector, convolutions = UNETS[name]
+    net = peer_unet(spec, vector, convolutions).eval()
+    of_peer(net)
+    given = {key: torch.from_numpy(value) for key, value in unet_inputs(spec).items()}
+    options = {}
+    if vector == "class_embedding":
+        options = {"class_labels": given["vector"]}
+    elif vector == "add_embedding":
+        options = {"added_cond_kwargs": {"text_embeds": given["pooled"], "time_ids": given["sizes"]}}
+    with torch.no_grad():
+        return net(given["x"], given["t"], given["context"], return_dict=False, **options)[0].numpy()
+
+
+def run_vae(name: str) -> dict[str, np.ndarray]:
+    """Mean and log-variance of a picture, and the decoded picture of a latent."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    spec = VAES[name]
+    widths = [spec.channels * m for m in spec.channel_mult]
+    net = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=tuple(widths),
+        layers_per_block=spec.num_res_blocks,
+        latent_channels=spec.z_channels,
+    ).eval()
+    of_peer(net)
+    with torch.no_grad():
+        posterior = net.encode(torch.from_numpy(inputs(1, 3, 32, 40, seed=3))).latent_dist
+        decoded = net.decode(torch.from_numpy(inputs(1, spec.z_channels, 4, 5, seed=4))).sample
+    return {"mean": posterior.mean.numpy(), "logvar": posterior.logvar.numpy(), "decoded": decoded.numpy()}
+
+
+def main() -> None:
+    """Write the file."""
+    arrays = {f"unet.{name}": run_unet(name) for name in UNETS}
+    for name in VAES:
+        arrays.update({f"vae.{name}.{key}": value for key, value in run_vae(name).items()})
+    GOLDEN.parent.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN, **arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Weights that both sides draw for themselves: a function of the peer's parameter name and shape alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def draw(name: str, shape: tuple[int, ...], norms: bool = False) -> np.ndarray:
+    """float32; matrices and kernels keep a signal's size, a norm's scale (`norms`) is near 1, biases are small."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    values = np.random.default_rng(seed).standard_normal(shape)
+    if len(shape) > 1:
+        return (values / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return (1 + 0.1 * values if norms else 0.1 * values).astype(np.float32)
+
+
+def is_norm_scale(name: str) -> bool:
+    """Whether the peer's parameter is the scale of a normalisation."""
+    owner, _, leaf = name.rpartition(".")
+    return leaf == "weight" and "norm" in owner.rpartition(".")[2]
+
+
+def of_peer(module) -> None:
+    """Give a torch module its weights."""
+    import torch
+
+    state = {
+        name: torch.from_numpy(draw(name, tuple(value.shape), is_norm_scale(name)))
+        for name, value in module.state_dict().items()
+        if value.is_floating_point()
+    }
+    missing = [name for name in module.load_state_dict(state, strict=False).missing_keys if "position_ids" not in name]
+    assert not missing, missing
+
+
+def of_ours(net, names: Mapping[str, str]) -> None:
+    """Give a Cell the same weights; `names`: {ours: theirs}. Shapes of theirs may have axes of one at the end."""
+    from mindspore import Tensor
+
+    for parameter in net.get_parameters():
+        theirs = names[parameter.name]
+        parameter.set_data(Tensor(draw(theirs, tuple(parameter.shape), is_norm_scale(theirs))))
+
+
+def inputs(*shape: int, seed: int = 0) -> np.ndarray:
+    """Unit Gaussian, float32."""
+    return np.random.default_rng([11, seed]).standard_normal(shape, np.float32)
