@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindpangu.models.spec import UNetSpec, VAESpec
+from mindpangu.checkpoint.transformers import PREFIX
+from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 from tests.parity.weights import inputs, of_peer
 
 GOLDEN = Path(__file__).parent / "golden" / "nets.npz"
@@ -33,6 +34,12 @@ UNETS = {
     "sd21": (UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (1, 1, 1, 0), 8, 48, 0, middle_depth=1), None, False),
 }
 VAES = {"sd": VAESpec(4, 32, (1, 2, 4, 4), 2)}
+# CLIP-L as in SD 1.x and SDXL, OpenCLIP's bigG as in SDXL; the end token has the largest id, where CLIP looks for it.
+TEXTS = {
+    "clip_l": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11),
+    "clip_l_skip_1": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11, skip_last=1),
+    "open_clip": TextSpec(99, 98, 32, 4, 4, "gelu", "penultimate", 11, 24),
+}
 
 
 def unet_inputs(spec: UNetSpec) -> dict[str, np.ndarray]:
@@ -120,11 +127,51 @@ def run_vae(name: str) -> dict[str, np.ndarray]:
     return {"mean": posterior.mean.numpy(), "logvar": posterior.logvar.numpy(), "decoded": decoded.numpy()}
 
 
+def text_ids(spec: TextSpec) -> np.ndarray:
+    """Three prompts with their end token early, late and last; zeros behind it."""
+    ids = np.random.default_rng(12).integers(1, spec.end_id, (3, spec.context_length)).astype(np.int32)
+    for row, end in zip(ids, (2, 7, spec.context_length - 1)):
+        row[end], row[end + 1 :] = spec.end_id, 0
+    return ids
+
+
+def run_text(name: str) -> dict[str, np.ndarray]:
+    """The features that go to cross-attention, and the pooled ones."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    spec = TEXTS[name]
+    config = CLIPTextConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.width,
+        intermediate_size=4 * spec.width,
+        num_hidden_layers=spec.layers_used,
+        num_attention_heads=spec.heads,
+        max_position_embeddings=spec.context_length,
+        hidden_act=spec.activation,
+        projection_dim=spec.projection_dim or spec.width,
+        bos_token_id=1,
+        eos_token_id=spec.end_id,
+        pad_token_id=0,
+    )
+    projected = spec.output == "penultimate"
+    net = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+    # Files made before transformers 5 have the prefix, and a model with a projection has it still.
+    of_peer(net, "" if projected else PREFIX)
+    with torch.no_grad():
+        out = net(torch.from_numpy(text_ids(spec)).long(), output_hidden_states=True)
+    if projected:
+        return {"features": out.hidden_states[-2].numpy(), "pooled": out.text_embeds.numpy()}
+    return {"features": out.last_hidden_state.numpy(), "pooled": out.pooler_output.numpy()}
+
+
 def main() -> None:
     """Write the file."""
     arrays = {f"unet.{name}": run_unet(name) for name in UNETS}
     for name in VAES:
         arrays.update({f"vae.{name}.{key}": value for key, value in run_vae(name).items()})
+    for name in TEXTS:
+        arrays.update({f"text.{name}.{key}": value for key, value in run_text(name).items()})
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **arrays)
 

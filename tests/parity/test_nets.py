@@ -12,10 +12,12 @@ runtime.start("CPU")
 from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E402
 
 from mindpangu.checkpoint.diffusers import unet_names, vae_names  # noqa: E402
+from mindpangu.checkpoint.transformers import tower_a_names, tower_b_names  # noqa: E402
+from mindpangu.models.clip import text_tower  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import UNet  # noqa: E402
 from mindpangu.models.vae import AutoencoderKL  # noqa: E402
-from tests.parity.golden_nets import GOLDEN, UNETS, VAES, unet_inputs  # noqa: E402
+from tests.parity.golden_nets import GOLDEN, TEXTS, UNETS, VAES, text_ids, unet_inputs  # noqa: E402
 from tests.parity.weights import inputs, of_ours  # noqa: E402
 
 TOLERANCE = 1e-4  # of the largest value
@@ -66,3 +68,14 @@ def test_vae(family):
     assert error(mean, f"vae.{family}.mean") <= TOLERANCE
     assert error(logvar, f"vae.{family}.logvar") <= TOLERANCE
     assert error(decoded, f"vae.{family}.decoded") <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", sorted(TEXTS))
+def test_text_tower(family):
+    spec = TEXTS[family]
+    net = text_tower(spec).set_train(False)
+    table = tower_a_names if spec.output == "last" else tower_b_names
+    of_ours(net, table([p.name for p in net.get_parameters()]))
+    features, pooled = net(Tensor(text_ids(spec)))
+    assert error(features, f"text.{family}.features") <= TOLERANCE
+    assert error(pooled, f"text.{family}.pooled") <= TOLERANCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Union
 
 import numpy as np
 
@@ -23,12 +24,12 @@ def is_norm_scale(name: str) -> bool:
     return leaf == "weight" and "norm" in owner.rpartition(".")[2]
 
 
-def of_peer(module) -> None:
-    """Give a torch module its weights."""
+def of_peer(module, prefix: str = "") -> None:
+    """Give a torch module its weights; `prefix` is what its names lack of those in its files."""
     import torch
 
     state = {
-        name: torch.from_numpy(draw(name, tuple(value.shape), is_norm_scale(name)))
+        name: torch.from_numpy(draw(prefix + name, tuple(value.shape), is_norm_scale(name)))
         for name, value in module.state_dict().items()
         if value.is_floating_point()
     }
@@ -36,13 +37,20 @@ def of_peer(module) -> None:
     assert not missing, missing
 
 
-def of_ours(net, names: Mapping[str, str]) -> None:
+def of_ours(net, names: Mapping[str, Union[str, tuple[str, ...]]]) -> None:
     """Give a Cell the same weights; `names`: {ours: theirs}. Shapes of theirs may have axes of one at the end."""
     from mindspore import Tensor
 
     for parameter in net.get_parameters():
-        theirs = names[parameter.name]
-        parameter.set_data(Tensor(draw(theirs, tuple(parameter.shape), is_norm_scale(theirs))))
+        theirs, shape = names[parameter.name], tuple(parameter.shape)
+        if isinstance(theirs, str):
+            theirs = (theirs,)
+        if parameter.name.endswith("text_projection"):
+            value = draw(theirs[0], shape[::-1]).T
+        else:
+            each = (shape[0] // len(theirs), *shape[1:])
+            value = np.concatenate([draw(name, each, is_norm_scale(name)) for name in theirs])
+        parameter.set_data(Tensor(np.ascontiguousarray(value)))
 
 
 def inputs(*shape: int, seed: int = 0) -> np.ndarray:
