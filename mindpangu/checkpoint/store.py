@@ -19,6 +19,10 @@ from safetensors.numpy import load_file, save
 from mindpangu.errors import UserError
 
 MAX_NAMED = 3  # how many names an error lists of each kind
+BLOCK = 2**22  # bytes read at a time for a digest
+
+
+Shape = tuple[int, ...]
 
 
 class NamedParameter(Protocol):
@@ -61,10 +65,23 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], card: Mapping
     Raises:
         UserError: the folder cannot be written.
     """
+    write_card(path, {**card, **save_tensors(path, tensors)})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Write one safetensors file; returns its {"sha256", "bytes"}. Raises: UserError."""
     content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
     write_atomically(path, content)
-    described = {**card, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    write_atomically(sidecar(path), (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def write_card(path: Path, card: Mapping[str, Any]) -> None:
+    """Write a checkpoint's sidecar; where it is sharded, with "shards": {file name: {"sha256", "bytes"}}.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_atomically(sidecar(path), (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -92,25 +109,50 @@ def verify(path: Path) -> dict[str, Any]:
         UserError: naming the file and the check that failed (absent, size, SHA-256).
     """
     card = read_card(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) != card.get("bytes"):
-        raise UserError(
-            f"{path}: size check failed: {len(content)} bytes, {card.get('bytes')} expected; fetch it again"
-        )
-    if hashlib.sha256(content).hexdigest() != card.get("sha256"):
-        raise UserError(f"{path}: SHA-256 check failed: the file is corrupt; fetch it again")
+    shards = card.get("shards", {path.name: card})
+    for name, expected in shards.items():
+        check_file(path.with_name(name), expected)
     return card
 
 
+def check_file(path: Path, expected: Mapping[str, Any]) -> None:
+    """Check one file against its {"sha256", "bytes"}. Raises: UserError, naming it and the check that failed."""
+    try:
+        size = path.stat().st_size
+        if size != expected.get("bytes"):
+            raise UserError(
+                f"{path}: size check failed: {size} bytes, {expected.get('bytes')} expected; fetch it again"
+            )
+        digest = file_digest(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if digest != expected.get("sha256"):
+        raise UserError(f"{path}: SHA-256 check failed: the file is corrupt; fetch it again")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal. Raises: OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, as stored.
+    """All tensors of a safetensors file, or of a sharded checkpoint's files, as stored.
 
     Raises:
         UserError: absent or not a whole safetensors file.
     """
+    shards = [path.name] if path.exists() or not sidecar(path).exists() else read_card(path).get("shards", [path.name])
+    tensors: dict[str, np.ndarray] = {}
+    for name in shards:
+        tensors.update(_load_file(path.with_name(name)))
+    return tensors
+
+
+def _load_file(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -128,19 +170,28 @@ def load_into(parameters: Iterable[NamedParameter], tensors: Mapping[str, np.nda
     from mindspore import Tensor
 
     by_name = {p.name: p for p in parameters}
-    missing = [name for name in by_name if name not in tensors]
-    unexpected = [name for name in tensors if name not in by_name]
+    check_fit({n: tuple(p.shape) for n, p in by_name.items()}, {n: t.shape for n, t in tensors.items()}, source)
+    for name, parameter in by_name.items():
+        parameter.set_data(Tensor(tensors[name].astype(np.float32)))
+
+
+def check_fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape], source: str) -> None:
+    """Compare the shapes of a net's parameters with those of the tensors for it.
+
+    Raises:
+        UserError: naming missing, unexpected and mis-shaped tensors.
+    """
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
     shapes = [
-        f"{name} {list(tensors[name].shape)} for {list(p.shape)}"
-        for name, p in by_name.items()
-        if name in tensors and tuple(tensors[name].shape) != tuple(p.shape)
+        f"{name} {list(found[name])} for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
     problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
     if problems:
         raise UserError(f"{source}: the tensors do not fit the net: {'; '.join(problems)}")
-    for name, parameter in by_name.items():
-        parameter.set_data(Tensor(tensors[name].astype(np.float32)))
 
 
 def _some(names: list[str]) -> str:

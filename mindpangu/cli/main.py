@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mindpangu.cli import bench, data, doctor, evaluate, generate, inspect, train, zoo
+from mindpangu.cli import bench, convert, data, doctor, evaluate, generate, inspect, train, zoo
 from mindpangu.errors import UserError
 from mindpangu.version import __version__
 
@@ -25,6 +25,7 @@ app.command("generate")(generate.generate)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)
+app.command("convert")(convert.convert)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="eval")
