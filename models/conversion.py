@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -27,10 +27,11 @@ from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.models.inventory import Shapes, parts
 from mindpangu.models.spec import ModelSpec
+from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 SHARED = ("vae", "text_a", "text_b")  # parts that both files hold
-JOURNAL = "conversion.json"  # shards that are done, so that an interrupted conversion goes on
+JOURNAL = "conversion.json"  # shards that are done, so that a second run writes only what is not there
 NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.ckpt$")  # as in pangu_low_timestamp-127da122.ckpt
 
 Said = Callable[[str], None]
@@ -67,17 +68,28 @@ def plan(shapes: Mapping[str, Shapes], itemsize: int, shard_bytes: int) -> list[
 
 
 def convert_release(
-    low: Path, high: Path, spec: ModelSpec, out: Path, dtype: str, shard_bytes: int, said: Said = lambda line: None
+    low: Path,
+    high: Path,
+    spec: ModelSpec,
+    out: Path,
+    dtype: str,
+    shard_bytes: int,
+    vocabulary: Optional[Path] = None,
+    said: Said = lambda line: None,
 ) -> None:
     """Write `out`, a model folder, from the files of the texture (`low`) and the structure generator (`high`).
 
-    Shards that an earlier, interrupted conversion of the same files has finished are checked and kept.
+    `vocabulary`: the Chinese tower's vocab.txt, which the files do not hold; without it tokenizer_a.json is left out.
+    Shards that an earlier conversion of the same files has finished, interrupted or not, are checked and kept.
 
     Raises:
         UserError: a file is absent, truncated, not the one that its name says, or the two are swapped; a parameter is
             missing, unexpected or mis-shaped; the shared parts differ; the disk is too small.
     """
     refuse_swapped(low, high)
+    tokenizers = {"tokenizer_b.json": clip_bpe()}
+    if vocabulary is not None:
+        tokenizers["tokenizer_a.json"] = bert_wordpiece(vocabulary)
     files = {"low": MindSporeCheckpoint(low), "high": MindSporeCheckpoint(high)}
     shapes = parts(spec)
     for which, unet in (("low", "texture"), ("high", "structure")):
@@ -97,7 +109,8 @@ def convert_release(
         card = {"spec": asdict(getattr(spec, part)), "source": sources, **(whole or {"shards": mine})}
         write_card(out / f"{part}.safetensors", card)
     write_atomically(out / "model.json", (json.dumps(dump(spec.pangu), indent=2, ensure_ascii=False) + "\n").encode())
-    journal.close()
+    for name, tokenizer in tokenizers.items():
+        write_atomically(out / name, tokenizer.to_str().encode())
 
 
 def refuse_swapped(low: Path, high: Path) -> None:
@@ -171,7 +184,7 @@ def _read(shard: Shard, files: Mapping[str, MindSporeCheckpoint], dtype: str) ->
 
 
 class _Journal:
-    """Which shards are done, kept in the folder until the conversion is."""
+    """Which shards are done and from what, kept in the folder."""
 
     def __init__(self, out: Path, job: dict[str, Any]) -> None:
         self.out, self.path, self.job = out, out / JOURNAL, job
@@ -198,7 +211,3 @@ class _Journal:
         """Note a finished file."""
         self.done[file] = described
         write_atomically(self.path, json.dumps({"job": self.job, "done": self.done}, indent=1).encode())
-
-    def close(self) -> None:
-        """The conversion is whole."""
-        self.path.unlink(missing_ok=True)

@@ -68,8 +68,7 @@ def train_wordpiece(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(
         corpus, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     )
-    start, end = special.index(START_A), special.index(END_A)  # special tokens come first, in this order
-    tokenizer.post_processor = processors.BertProcessing((END_A, end), (START_A, start))
+    frame(tokenizer, START_A, END_A)
     return tokenizer
 
 
@@ -86,8 +85,13 @@ def train_byte_bpe(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    start, end = tokenizer.token_to_id(START_B), tokenizer.token_to_id(END_B)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START_B} $A {END_B}", special_tokens=[(START_B, start), (END_B, end)]
-    )
+    frame(tokenizer, START_B, END_B)
     return tokenizer
+
+
+def frame(tokenizer: Tokenizer, start: str, end: str) -> None:
+    """Put the tokens `start` and `end` around every text."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
+    )
