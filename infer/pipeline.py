@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mindpangu import runtime, zoo
-from mindpangu.data.examples import to_pictures
-from mindpangu.diffusion import SAMPLERS, Guided, NetDenoiser, NoiseSchedule, TimeDecoupled
+from mindpangu.data.examples import to_model, to_pictures
+from mindpangu.diffusion import SAMPLERS, Denoiser, Guided, Inpainted, NetDenoiser, NoiseSchedule, TimeDecoupled
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.infer.request import Request, check
 from mindpangu.infer.step_cache import StepCache
@@ -115,6 +115,8 @@ class PanGuDraw:
             latents = self._denoise(request, batch, partial(_report, progress, number, len(batches)))
             pictures = to_pictures(self.vae.decode(latents).asnumpy())
             for (prompt, index), picture in zip(batch, pictures):
+                if request.source is not None:
+                    picture = request.source.keep_rest(picture)  # noqa: PLW2901
                 yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index))
 
     def _warn_if_cut(self, prompt: str) -> None:
@@ -144,7 +146,7 @@ class PanGuDraw:
     def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
         from mindspore import Tensor
 
-        sigmas = SIGMA_LISTS[request.sigmas](self.schedule, request.steps)
+        sigmas = SIGMA_LISTS[request.sigmas](self.schedule, request.steps)[request.first_step :]
         factor, channels = self.vae.spec.factor, self.vae.spec.z_channels
         shape = (channels, request.height // factor, request.width // factor)
 
@@ -152,17 +154,29 @@ class PanGuDraw:
             return Tensor(np.stack([picture_noise(request.seed, p, i, draw, shape) for p, i in batch]))
 
         cond = self._condition(request, [prompt for prompt, _ in batch])
-        denoiser = Guided(self.denoiser(request.cache_interval), request.guidance, tuple(request.styles.values()))
+        denoiser: Denoiser = Guided(
+            self.denoiser(request.cache_interval), request.guidance, tuple(request.styles.values())
+        )
+        if request.source is None:
+            start = noise(0) * float(np.sqrt(1 + sigmas[0] ** 2))
+        else:
+            known = self.vae.encode(Tensor(to_model([request.source.picture])))
+            denoiser = Inpainted(denoiser, known, Tensor(request.source.latent_mask(factor)))
+            start = known + noise(0) * float(sigmas[0])
         return SAMPLERS[request.sampler](
             lambda x, sigma: denoiser(x, sigma, cond),
-            noise(0) * float(np.sqrt(1 + sigmas[0] ** 2)),
+            start,
             sigmas,
             noise=lambda step: noise(step + 1),
             callback=on_step,
         )
 
     def _settings(self, request: Request, prompt: str, index: int) -> dict[str, Any]:
-        shown = {key: value for key, value in vars(request).items() if key not in ("prompts", "n")}
+        shown = {
+            key: value for key, value in vars(request).items() if key not in ("prompts", "n", "source", "strength")
+        }
+        if request.source is not None:
+            shown.update(source=request.source.digest, strength=request.strength)
         return {
             "model": self.spec.name,
             "prompt": prompt,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Optional
 
 from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
+from mindpangu.infer.source import Source
 from mindpangu.models.spec import PanGuSpec
 
 MAX_SEED = 2**63 - 1
@@ -21,7 +23,8 @@ class Request:
 
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
     sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
-    features, and reuse them between.
+    features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
+    through, 1 for all.
     """
 
     prompts: tuple[str, ...]
@@ -35,11 +38,18 @@ class Request:
     sampler: str = "euler"
     sigmas: str = "uniform"
     cache_interval: int = 1
+    source: Optional[Source] = None
+    strength: float = 0.6
 
     @property
     def width(self) -> int:
         """Pixels across."""
         return parse_size(self.size)[0]
+
+    @property
+    def first_step(self) -> int:
+        """The step at which a walk from a source starts."""
+        return 0 if self.source is None else self.steps - max(1, round(self.steps * self.strength))
 
     @property
     def height(self) -> int:
@@ -75,6 +85,11 @@ def check(request: Request, spec: PanGuSpec) -> None:
         raise UserError(
             f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}"
         )
+    if not 0 < request.strength <= 1:
+        raise UserError(f"strength is {request.strength}; above 0 and at most 1 is allowed")
+    if request.source is not None and request.source.picture.shape[:2] != (request.height, request.width):
+        height, width = request.source.picture.shape[:2]
+        raise UserError(f"the source is {width}x{height} and size is {request.size}; they must be equal")
     for style, weight in request.styles.items():
         if style not in spec.styles:
             raise UserError(

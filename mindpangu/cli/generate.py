@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import typer
 from tqdm import tqdm
@@ -12,6 +12,9 @@ from tqdm import tqdm
 from mindpangu import runtime, zoo
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.errors import UserError
+
+if TYPE_CHECKING:
+    from mindpangu.infer.source import Source
 
 DEFAULT_MODEL = "emoji-128"
 
@@ -47,6 +50,21 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
 
 
+def open_source(init: Optional[Path], mask: Optional[Path], size: str) -> Optional[Source]:
+    """The files of --init and --mask at "WxH". Raises: UserError."""
+    if init is None:
+        if mask is not None:
+            raise UserError("--mask needs --init, the picture that it belongs to")
+        return None
+    from mindpangu.data.examples import parse_size
+    from mindpangu.infer.source import Source
+
+    try:
+        return Source.open(init, mask, parse_size(size))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def generate(
     prompts: list[str] = typer.Argument(
         ..., help="What to draw, in English or Chinese; several prompts, several pictures."
@@ -61,6 +79,9 @@ def generate(
     sampler: str = typer.Option("euler", help=f"{', '.join(SAMPLERS)}."),
     sigmas: str = typer.Option("uniform", help="Noise levels: uniform (in t) or karras."),
     cache_interval: int = typer.Option(1, help="Compute the nets' deep features every so many steps: faster, coarser."),
+    init: Optional[Path] = typer.Option(None, help="A picture to start from instead of noise."),
+    strength: float = typer.Option(0.6, help="How far from --init to go: 1 is all the way."),
+    mask: Optional[Path] = typer.Option(None, help="Draw anew only where this picture is light; needs --init."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
     model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
@@ -74,7 +95,9 @@ def generate(
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model, device)
+    source = open_source(init, mask, size or pipeline.spec.default_size)
     shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval)
+    shapes += (source is None, strength)
     kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
@@ -95,6 +118,8 @@ def generate(
             sampler=sampler,
             sigmas=sigmas,
             cache_interval=cache_interval,
+            source=source,
+            strength=strength,
         )
     for number, drawing in enumerate(drawings):
         save_drawing(drawing, out / f"{number:04d}.png")

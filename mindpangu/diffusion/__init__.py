@@ -1,6 +1,6 @@
 """Floor 0: the mathematics of diffusion. All above speak σ-space and x0; this room alone knows ε, v and tables."""
 
-from mindpangu.diffusion.denoiser import Denoiser, Guided, NetDenoiser, TimeDecoupled
+from mindpangu.diffusion.denoiser import Denoiser, Guided, Inpainted, NetDenoiser, TimeDecoupled
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import NoiseSchedule, ScheduleSpec, karras_sigmas, uniform_sigmas
 
@@ -8,6 +8,7 @@ __all__ = [
     "SAMPLERS",
     "Denoiser",
     "Guided",
+    "Inpainted",
     "NetDenoiser",
     "NoiseSchedule",
     "ScheduleSpec",

@@ -82,6 +82,19 @@ class TimeDecoupled:
         return self.texture(x, sigma, cond)
 
 
+class Inpainted:
+    """A denoiser that knows the latent `known` where `mask` is 0; the one it wraps decides where it is 1.
+
+    A walk that starts at known + σ·noise stays at it there, whatever the sampler; (1, 1, h, w) and (1, C, h, w).
+    """
+
+    def __init__(self, denoiser: Denoiser, known: Any, mask: Any) -> None:
+        self.denoiser, self.kept, self.mask = denoiser, known * (1 - mask), mask
+
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+        return self.denoiser(x, sigma, cond) * self.mask + self.kept
+
+
 class Guided:
     """Classifier-free guidance with style rows: D = D_u + s (D_c − D_u) + Σ_k s_k (D_k − D_c).
 

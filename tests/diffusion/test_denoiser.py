@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindpangu.diffusion import (
+    SAMPLERS,
     Guided,
+    Inpainted,
     NetDenoiser,
     NoiseSchedule,
     ScheduleSpec,
@@ -81,3 +83,25 @@ def test_guidance_is_the_releases_formula(scale, styles):
 def test_guidance_of_one_is_the_conditional_prediction():
     out = Guided(lambda x, s, c: np.array([5.0, 7.0]).reshape(2, 1, 1, 1), 1.0)(np.zeros((1, 1, 1, 1)), np.ones(1), ())
     assert out.item() == 7.0
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_what_is_known_stays_and_the_rest_is_drawn(name):
+    """Where the mask is 0 every sampler ends at the known latent; elsewhere it ends where it would without."""
+    rng = np.random.default_rng(0)
+    known, mask = rng.standard_normal((1, 3, 4, 4)), np.zeros((1, 1, 4, 4))
+    mask[..., 2:] = 1
+    sigmas = uniform_sigmas(SCHEDULE, 8)[3:]
+    x = known + sigmas[0] * rng.standard_normal((2, 3, 4, 4))
+
+    def noise(step):
+        return np.random.default_rng([1, step]).standard_normal((2, 3, 4, 4))
+
+    def free(x, sigma, cond):
+        return np.tanh(x)
+
+    inpainted = Inpainted(free, known, mask)
+    out = SAMPLERS[name](lambda x, s: inpainted(x, s, ()), x, sigmas, noise)
+    without = SAMPLERS[name](lambda x, s: free(x, s, ()), x, sigmas, noise)
+    np.testing.assert_allclose(out[..., :2], np.broadcast_to(known, out.shape)[..., :2], atol=1e-9)
+    np.testing.assert_allclose(out[..., 2:], without[..., 2:], atol=1e-9)

@@ -1,0 +1,80 @@
+"""A picture to start from, and a mask of what to draw anew: read, fitted to the asked size, encoded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mindpangu.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """`picture`: (H, W, 3) uint8; `mask`: (H, W) float32 in [0, 1], 1 where to draw anew, or None for everywhere."""
+
+    picture: np.ndarray
+    mask: Optional[np.ndarray] = None
+
+    @classmethod
+    def open(cls, picture: Path, mask: Optional[Path], size: tuple[int, int]) -> Source:
+        """Both files at (width, height): scaled to cover it, what stands out cut off evenly; on white where transparent.
+
+        A mask is light where to draw anew; it is fitted as the picture is.
+
+        Raises:
+            UserError: a file is absent or no picture, the two differ in shape, or the mask is black throughout.
+        """
+        opened = _open(picture)
+        flat = Image.new("RGBA", opened.size, "white")
+        flat.alpha_composite(opened.convert("RGBA"))
+        fitted = np.asarray(ImageOps.fit(flat.convert("RGB"), size, Image.Resampling.LANCZOS))
+        if mask is None:
+            return cls(fitted)
+        light = _open(mask)
+        if light.width * opened.height != light.height * opened.width:
+            raise UserError(
+                f"{mask}: the mask is {light.width}x{light.height} and the picture {opened.width}x{opened.height}; "
+                "they must have the same shape"
+            )
+        where = np.asarray(ImageOps.fit(light.convert("L"), size, Image.Resampling.BILINEAR), np.float32) / 255
+        if not where.any():
+            raise UserError(f"{mask}: the mask is black throughout; make it white where to draw anew")
+        return cls(fitted, where)
+
+    @property
+    def digest(self) -> str:
+        """What tells sources apart, for a picture's settings."""
+        content = self.picture.tobytes() + (b"" if self.mask is None else self.mask.tobytes())
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def latent_mask(self, factor: int) -> np.ndarray:
+        """(1, 1, H/factor, W/factor) float32: 1 where any pixel of the latent's cell is to be drawn anew."""
+        if self.mask is None:
+            height, width = (side // factor for side in self.picture.shape[:2])
+            return np.ones((1, 1, height, width), np.float32)
+        height, width = (side // factor for side in self.mask.shape)
+        cells = self.mask.reshape(height, factor, width, factor)
+        return (cells.max((1, 3)) > 0).astype(np.float32)[None, None]
+
+    def keep_rest(self, drawn: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 with the picture's own pixels where the mask is 0, blended where it is grey."""
+        if self.mask is None:
+            return drawn
+        weight = self.mask[..., None]
+        return np.rint(weight * drawn + (1 - weight) * self.picture).astype(np.uint8)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable picture ({error})") from None
