@@ -22,7 +22,7 @@ class Source:
 
     @classmethod
     def open(cls, picture: Path, mask: Optional[Path], size: tuple[int, int]) -> Source:
-        """Both files at (width, height): scaled to cover it, what stands out cut off evenly; on white where transparent.
+        """Both files at (width, height): scaled to cover it, cut evenly, on white where transparent.
 
         A mask is light where to draw anew; it is fitted as the picture is.
 
