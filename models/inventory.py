@@ -12,6 +12,7 @@ from mindpangu.models.loading import load_model_spec, read_spec
 from mindpangu.models.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
 
 Shapes = dict[str, tuple[int, ...]]
+PARTS = ("structure", "texture", "vae", "text_a", "text_b")
 
 
 def described() -> dict[str, Path]:
@@ -36,9 +37,15 @@ def find_spec(name: str) -> ModelSpec:
             f"{nearest(name, names)}"
         )
     folder = zoo.find(name)
-    unets = {part: read_spec(folder / f"{part}.safetensors", UNetSpec) for part in ("structure", "texture")}
-    towers = {part: read_spec(folder / f"{part}.safetensors", TextSpec) for part in ("text_a", "text_b")}
-    return ModelSpec(load_model_spec(folder), **unets, **towers, vae=read_spec(folder / "vae.safetensors", VAESpec))
+    structure, texture, vae, text_a, text_b = (folder / f"{part}.safetensors" for part in PARTS)
+    return ModelSpec(
+        load_model_spec(folder),
+        read_spec(structure, UNetSpec),
+        read_spec(texture, UNetSpec),
+        read_spec(vae, VAESpec),
+        read_spec(text_a, TextSpec),
+        read_spec(text_b, TextSpec),
+    )
 
 
 def parts(spec: ModelSpec) -> dict[str, Shapes]:

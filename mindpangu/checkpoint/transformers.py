@@ -29,7 +29,7 @@ def tower_b_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
     Three of theirs (query, key, value) stand one below the other in one of ours; `text_projection` is transposed.
     """
-    table = {}
+    table: dict[str, tuple[str, ...]] = {}
     for name in names:
         if name == "text_projection":
             table[name] = ("text_projection.weight",)

@@ -97,8 +97,8 @@ def generate(
     pipeline = PanGuDraw.from_pretrained(model, device)
     source = open_source(init, mask, size or pipeline.spec.default_size)
     shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval)
-    shapes += (source is None, strength)
-    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes)
+    start = None if source is None else strength
+    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:
