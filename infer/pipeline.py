@@ -21,6 +21,7 @@ from mindpangu.infer.request import Request, check
 from mindpangu.infer.step_cache import StepCache
 
 BATCH = 8  # pictures drawn together
+MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
 
 Progress = Callable[[int, int], None]
 
@@ -120,11 +121,11 @@ class PanGuDraw:
                 yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index))
 
     def _warn_if_cut(self, prompt: str) -> None:
-        for tokenizer in self.tokenizers:
-            length, limit = tokenizer.length(prompt), tokenizer.context_length
-            if length > limit:
-                warnings.warn(f"the prompt is {length} tokens long; the end beyond {limit} is not read", stacklevel=4)
-                return
+        unread = max((tokenizer.unread(prompt) for tokenizer in self.tokenizers), key=len)
+        if unread:
+            limit = self.tokenizers[0].context_length
+            shown = unread if len(unread) <= MAX_SHOWN else f"{unread[:MAX_SHOWN]}… ({len(unread)} characters)"
+            warnings.warn(f"the prompt is longer than {limit} tokens; its end is not read: {shown}", stacklevel=4)
 
     def _condition(self, request: Request, prompts: Sequence[str]) -> tuple[Any, Any]:
         """Rows for `Guided`: the negative prompt, the prompts, then the prompts with each style's words."""

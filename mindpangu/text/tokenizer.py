@@ -39,6 +39,13 @@ class TextTokenizer:
         """How many ids `prompt` takes, start and end included, uncut."""
         return len(self.tokenizer.encode(prompt).ids)
 
+    def unread(self, prompt: str) -> str:
+        """The end of `prompt` that does not fit, "" where all of it does."""
+        encoding = self.tokenizer.encode(prompt)
+        if len(encoding.ids) <= self.context_length:
+            return ""
+        return prompt[encoding.offsets[self.context_length - 1][0] :].strip()
+
     @property
     def vocab_size(self) -> int:
         """Number of ids."""

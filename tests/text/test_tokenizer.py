@@ -55,6 +55,21 @@ def test_any_text_fits_ends_and_is_padded_with_zero(text):
         assert not row[length:].any()
 
 
+@given(st.text(max_size=60))
+@settings(max_examples=60)
+def test_what_is_unread_is_the_prompts_end(text):
+    for tokenizer in (A, B):
+        unread = tokenizer.unread(text)
+        assert bool(unread) <= (tokenizer.length(text) > 16)
+        assert text.strip().endswith(unread)
+        assert tokenizer.length(text[: len(text.rstrip()) - len(unread)]) <= 16
+
+
+def test_the_unread_end_starts_where_the_ids_end():
+    assert A.unread("a red bus") == ""
+    assert A.unread("狐" * 13 + "狸, 3D") == ", 3D"
+
+
 @given(st.text(st.characters(blacklist_categories=("Cs", "Lu", "Lt")), max_size=20))
 @settings(max_examples=60)
 def test_tower_b_loses_nothing(text):
