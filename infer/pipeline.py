@@ -110,6 +110,9 @@ class PanGuDraw:
         """The pictures of a checked request, as they are finished."""
         wanted = [(prompt, i) for prompt in request.prompts for i in range(request.n)]
         batches = [wanted[start : start + BATCH] for start in range(0, len(wanted), BATCH)]
+        nearest = self.spec.nearest_size(request.size)
+        if nearest != request.size:
+            warnings.warn(f"{self.spec.name} was not trained at {request.size}; it is told {nearest}", stacklevel=3)
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         for number, batch in enumerate(batches):
@@ -135,7 +138,7 @@ class PanGuDraw:
         for style in request.styles:
             row = self.spec.styles[style]
             rows += [row["zh" if is_chinese(p) else "en"].replace("{}", p) for p in prompts]
-        index = np.full(len(rows), self.spec.sizes[request.size], np.int32)
+        index = np.full(len(rows), self.spec.sizes[self.spec.nearest_size(request.size)], np.int32)
         return self.conditioner(*(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers), Tensor(index))
 
     def denoiser(self, cache_interval: int = 1) -> TimeDecoupled:

@@ -57,6 +57,16 @@ class Request:
         return parse_size(self.size)[1]
 
 
+def check_size(size: str, spec: PanGuSpec) -> None:
+    """Raises: UserError where "WxH" is no size, or none that the model can draw."""
+    try:
+        possible = spec.can_draw(size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not possible:
+        raise UserError(f"size {size} cannot be drawn by {spec.name}; it draws {spec.sizes_in_words}")
+
+
 def check(request: Request, spec: PanGuSpec) -> None:
     """Refuse what the model cannot do.
 
@@ -68,8 +78,7 @@ def check(request: Request, spec: PanGuSpec) -> None:
     for number, prompt in enumerate(request.prompts, start=1):
         if not prompt.strip():
             raise UserError(f"prompt {number} is empty; say what to draw")
-    if request.size not in spec.sizes:
-        raise UserError(f"size {request.size} cannot be drawn by {spec.name}; it draws {', '.join(spec.sizes)}")
+    check_size(request.size, spec)
     for name, count in (
         ("steps", request.steps),
         ("n", request.n),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.schedule import ScheduleSpec
 
 
@@ -137,10 +139,11 @@ class ImageTowerSpec:
 class PanGuSpec:
     """What ties the parts of a PanGu-Draw model together (model.json of a model folder).
 
-    `sizes`: "WxH" the model can draw, and the index by which the nets know it. `size_dim`: width of that index's
-    embedding. `t_struct`: the structure generator draws at t ≥ t_struct, the texture generator below. `styles`: what
-    makes a style row of a prompt, {} standing for the prompt, by style and language. `default_styles`: those that are
-    on, with their weights, where nothing is said.
+    `sizes`: "WxH" the model can draw, and the index by which the nets know it; where `size_multiple` is above 0, any
+    other of its multiples too, under the index of the nearest size. `size_dim`: width of the index's embedding.
+    `t_struct`: the structure generator draws at t ≥ t_struct, the texture generator below. `styles`: what makes a style
+    row of a prompt, {} standing for the prompt, by style and language. `default_styles`: those that are on, with their
+    weights, where nothing is said.
     """
 
     name: str
@@ -151,8 +154,31 @@ class PanGuSpec:
     styles: dict[str, dict[str, str]]
     default_size: str
     default_guidance: float
+    size_multiple: int = 0
     default_styles: dict[str, float] = field(default_factory=dict)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+
+    def can_draw(self, size: str) -> bool:
+        """Whether "WxH" is one of the sizes or a multiple that is allowed. Raises: ValueError where it is no size."""
+        sides = parse_size(size)
+        return size in self.sizes or (self.size_multiple > 0 and not any(side % self.size_multiple for side in sides))
+
+    @property
+    def sizes_in_words(self) -> str:
+        """For people."""
+        more = f", and any multiple of {self.size_multiple}" if self.size_multiple else ""
+        return ", ".join(self.sizes) + more
+
+    def nearest_size(self, size: str) -> str:
+        """`size` itself where it is listed, else the listed one whose sides differ by the smallest factors."""
+        if size in self.sizes:
+            return size
+        sides = parse_size(size)
+
+        def distance(listed: str) -> float:
+            return sum(math.log(a / b) ** 2 for a, b in zip(sides, parse_size(listed)))
+
+        return min(self.sizes, key=distance)
 
 
 @dataclass(frozen=True)

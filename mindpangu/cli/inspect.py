@@ -14,15 +14,14 @@ def inspect(
     """Parts, parameters, bytes and FLOPs of a model. Computed from its spec: no weights are read or allocated."""
     from mindpangu import runtime
     from mindpangu.data.examples import parse_size
-    from mindpangu.errors import UserError
+    from mindpangu.infer.request import check_size
     from mindpangu.models.cost import unet_layers
     from mindpangu.models.inventory import find_spec, parameters, parts
 
     runtime.start()
     spec = find_spec(model)
     size = size or spec.pangu.default_size
-    if size not in spec.pangu.sizes:
-        raise UserError(f"size {size} cannot be drawn by {spec.pangu.name}; it draws {', '.join(spec.pangu.sizes)}")
+    check_size(size, spec.pangu)
     width, height = (side // spec.vae.factor for side in parse_size(size))
     table = Table(title=f"{spec.pangu.name}: computed from its spec")
     for heading in ("part", "tensors", "parameters", "fp32", "fp16", f"FLOPs forward, {size}"):

@@ -43,6 +43,20 @@ def test_counts_are_the_published_ones(released):
     assert parameters(released["vae"]) == 83_653_863
 
 
+def test_the_release_draws_any_multiple_of_64_as_the_nearest_of_its_sizes():
+    from mindpangu.models.inventory import find_spec
+
+    spec = find_spec("pangu_draw_v3").pangu
+    assert len(spec.sizes) == 21
+    assert all(spec.can_draw(size) and spec.nearest_size(size) == size for size in spec.sizes)
+    assert spec.nearest_size("1088x1024") == "1024x1024"
+    assert spec.nearest_size("512x448") == "576x448"
+    assert spec.nearest_size("2048x576") == "2048x512"
+    assert not spec.can_draw("1000x1000")
+    with pytest.raises(ValueError, match="use WIDTHxHEIGHT"):
+        spec.can_draw("large")
+
+
 def test_a_model_folder_has_the_parts_that_its_files_hold(model_folder):
     from mindpangu.checkpoint.store import load_tensors
     from mindpangu.models.inventory import find_spec, parts
