@@ -15,7 +15,16 @@ from PIL import Image
 
 from mindpangu import runtime, zoo
 from mindpangu.data.examples import to_model, to_pictures
-from mindpangu.diffusion import SAMPLERS, Denoiser, Guided, Inpainted, NetDenoiser, NoiseSchedule, TimeDecoupled
+from mindpangu.diffusion import (
+    SAMPLERS,
+    Denoiser,
+    Guided,
+    Inpainted,
+    LaggingTimeDecoupled,
+    NetDenoiser,
+    NoiseSchedule,
+    TimeDecoupled,
+)
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.infer.request import Request, check
 from mindpangu.infer.step_cache import StepCache
@@ -141,11 +150,12 @@ class PanGuDraw:
         index = np.full(len(rows), self.spec.sizes[self.spec.nearest_size(request.size)], np.int32)
         return self.conditioner(*(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers), Tensor(index))
 
-    def denoiser(self, cache_interval: int = 1) -> TimeDecoupled:
+    def denoiser(self, cache_interval: int = 1, lag: bool = False) -> TimeDecoupled:
         """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features."""
         nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
         structure, texture = (NetDenoiser(net, self.schedule, self.spec.prediction) for net in nets)
-        return TimeDecoupled(structure, texture, float(self.schedule.sigma(self.spec.t_struct)))
+        switch = LaggingTimeDecoupled if lag else TimeDecoupled
+        return switch(structure, texture, float(self.schedule.sigma(self.spec.t_struct)))
 
     def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
         from mindspore import Tensor
@@ -159,7 +169,7 @@ class PanGuDraw:
 
         cond = self._condition(request, [prompt for prompt, _ in batch])
         denoiser: Denoiser = Guided(
-            self.denoiser(request.cache_interval), request.guidance, tuple(request.styles.values())
+            self.denoiser(request.cache_interval, request.lag), request.guidance, tuple(request.styles.values())
         )
         if request.source is None:
             start = noise(0) * float(np.sqrt(1 + sigmas[0] ** 2))

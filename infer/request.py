@@ -24,7 +24,7 @@ class Request:
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
     sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
     features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
-    through, 1 for all.
+    through, 1 for all; lag: switch the nets one step late, as the released code does.
     """
 
     prompts: tuple[str, ...]
@@ -40,6 +40,7 @@ class Request:
     cache_interval: int = 1
     source: Optional[Source] = None
     strength: float = 0.6
+    lag: bool = False
 
     @property
     def width(self) -> int:

@@ -82,6 +82,7 @@ def generate(
     init: Optional[Path] = typer.Option(None, help="A picture to start from instead of noise."),
     strength: float = typer.Option(0.6, help="How far from --init to go: 1 is all the way."),
     mask: Optional[Path] = typer.Option(None, help="Draw anew only where this picture is light; needs --init."),
+    lag: bool = typer.Option(False, "--lag", help="Switch the nets one step late, as the released code does."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
     model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
@@ -96,7 +97,7 @@ def generate(
 
     pipeline = PanGuDraw.from_pretrained(model, device)
     source = open_source(init, mask, size or pipeline.spec.default_size)
-    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval)
+    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag)
     start = None if source is None else strength
     kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
@@ -120,6 +121,7 @@ def generate(
             cache_interval=cache_interval,
             source=source,
             strength=strength,
+            lag=lag,
         )
     for number, drawing in enumerate(drawings):
         save_drawing(drawing, out / f"{number:04d}.png")

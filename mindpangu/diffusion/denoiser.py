@@ -82,6 +82,23 @@ class TimeDecoupled:
         return self.texture(x, sigma, cond)
 
 
+class LaggingTimeDecoupled(TimeDecoupled):
+    """The switch of the released PanGu-Draw code, for parity: it looks at the step before, so structure draws one more.
+
+    For one walk down the noise levels.
+    """
+
+    def __init__(self, structure: Denoiser, texture: Denoiser, sigma_struct: float) -> None:
+        super().__init__(structure, texture, sigma_struct)
+        self.before = np.inf
+
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+        """The noise level decides at the next call only."""
+        chosen = self.structure if self.before >= self.sigma_struct else self.texture
+        self.before = float(sigma.min())
+        return chosen(x, sigma, cond)
+
+
 class Inpainted:
     """A denoiser that knows the latent `known` where `mask` is 0; the one it wraps decides where it is 1.
 

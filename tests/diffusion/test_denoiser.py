@@ -11,6 +11,7 @@ from mindpangu.diffusion import (
     SAMPLERS,
     Guided,
     Inpainted,
+    LaggingTimeDecoupled,
     NetDenoiser,
     NoiseSchedule,
     ScheduleSpec,
@@ -53,6 +54,14 @@ def test_structure_draws_exactly_the_steps_at_t_struct_or_above(steps):
     for t, sigma in zip(np.linspace(999, 0, steps), uniform_sigmas(SCHEDULE, steps)):
         out = denoiser(np.zeros((1, 1, 2, 2)), np.array([sigma]), ())
         assert out.flat[0] == (1.0 if t >= 500 else 2.0)
+
+
+def test_the_releases_switch_draws_one_step_more_with_structure():
+    """21 + 19 of 40 Euler steps, as the released loop does."""
+    denoiser = LaggingTimeDecoupled(labelled(1.0), labelled(2.0), float(SCHEDULE.sigma(np.float64(500))))
+    sigmas = uniform_sigmas(SCHEDULE, 40)[:-1]
+    drawn = [denoiser(np.zeros((1, 1, 2, 2)), np.array([sigma]), ()).flat[0] for sigma in sigmas]
+    assert drawn == [1.0] * 21 + [2.0] * 19
 
 
 def test_the_switch_itself_belongs_to_structure():
