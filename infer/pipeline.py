@@ -133,7 +133,7 @@ class PanGuDraw:
                 yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index))
 
     def _warn_if_cut(self, prompt: str) -> None:
-        unread = max((tokenizer.unread(prompt) for tokenizer in self.tokenizers), key=len)
+        unread = max((tokenizer.unread(prompt) for tokenizer in self.tokenizers), key=len).strip()
         if unread:
             limit = self.tokenizers[0].context_length
             shown = unread if len(unread) <= MAX_SHOWN else f"{unread[:MAX_SHOWN]}… ({len(unread)} characters)"

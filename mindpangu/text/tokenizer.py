@@ -44,7 +44,7 @@ class TextTokenizer:
         encoding = self.tokenizer.encode(prompt)
         if len(encoding.ids) <= self.context_length:
             return ""
-        return prompt[encoding.offsets[self.context_length - 1][0] :].strip()
+        return prompt[encoding.offsets[self.context_length - 1][0] :]
 
     @property
     def vocab_size(self) -> int:
