@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -127,10 +127,15 @@ def refuse_swapped(low: Path, high: Path) -> None:
 def _check_names(file: MindSporeCheckpoint, shapes: Mapping[str, Shapes]) -> None:
     wanted = {}
     for part, of_part in shapes.items():
-        names = release_names("unet" if part in ("structure", "texture") else part, of_part)
+        names = _stored_as(part, of_part)
         wanted.update({names[name]: shape for name, shape in of_part.items()})
     found = {plain(name): entry.shape for name, entry in file.entries.items()}
     check_fit(wanted, {name: shape for name, shape in found.items() if name not in BUFFERS}, str(file.path))
+
+
+def _stored_as(part: str, names: Iterable[str]) -> dict[str, str]:
+    """{ours: theirs}: either generator is its file's one UNet."""
+    return release_names(part if part in SHARED else "unet", names)
 
 
 def plain(name: str) -> str:
@@ -164,9 +169,8 @@ def _checked_digest(path: Path, said: Said) -> str:
 def _read(shard: Shard, files: Mapping[str, MindSporeCheckpoint], dtype: str) -> dict[str, np.ndarray]:
     """The tensors of a shard. Raises: UserError where a shared one differs between the files."""
     stored = {which: {plain(name): name for name in file.entries} for which, file in files.items()}
-    part = "unet" if shard.part in ("structure", "texture") else shard.part
     tensors = {}
-    for name, theirs in release_names(part, shard.names).items():
+    for name, theirs in _stored_as(shard.part, shard.names).items():
         value = files[shard.source].read(stored[shard.source][theirs])
         if shard.part in SHARED:
             other = files["low"].read(stored["low"][theirs])

@@ -116,6 +116,14 @@ def ddim(
     return x
 
 
+def _extrapolated(denoised: Any, previous: Any, sigmas: Sigmas, i: int) -> Any:
+    """The prediction half a step ahead of sigmas[i], in λ = −log σ, from it and the one before (None at the start)."""
+    if previous is None:
+        return denoised
+    r = math.log(sigmas[i - 1] / sigmas[i]) / math.log(sigmas[i] / sigmas[i + 1])
+    return denoised * (1 + 1 / (2 * r)) - previous * (1 / (2 * r))
+
+
 def dpmpp_2m(
     denoise: Denoise,
     x: Any,
@@ -129,10 +137,7 @@ def dpmpp_2m(
         denoised = _predict(denoise, x, sigmas, i, callback)
         if sigmas[i + 1] == 0:
             return denoised
-        estimate = denoised
-        if previous is not None:
-            r = math.log(sigmas[i - 1] / sigmas[i]) / math.log(sigmas[i] / sigmas[i + 1])
-            estimate = denoised * (1 + 1 / (2 * r)) - previous * (1 / (2 * r))
+        estimate = _extrapolated(denoised, previous, sigmas, i)
         ratio = float(sigmas[i + 1] / sigmas[i])
         x = x * ratio + estimate * (1 - ratio)
         previous = denoised
@@ -157,10 +162,7 @@ def dpmpp_2m_sde(
         if sigmas[i + 1] == 0:
             return denoised
         h = math.log(sigmas[i] / sigmas[i + 1])
-        estimate = denoised
-        if previous is not None:
-            r = math.log(sigmas[i - 1] / sigmas[i]) / h
-            estimate = denoised * (1 + 1 / (2 * r)) - previous * (1 / (2 * r))
+        estimate = _extrapolated(denoised, previous, sigmas, i)
         kept, fresh = math.exp(-2 * h), float(sigmas[i + 1]) * math.sqrt(-math.expm1(-2 * h))
         x = x * kept + estimate * (1 - kept) + draw(i) * fresh
         previous = denoised
