@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
 from mindpangu import runtime, zoo
-from mindpangu.data.examples import to_model, to_pictures
+from mindpangu.data.examples import parse_size, to_model, to_pictures
 from mindpangu.diffusion import (
     SAMPLERS,
     Denoiser,
@@ -29,7 +29,11 @@ from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.infer.request import Request, check
 from mindpangu.infer.step_cache import StepCache
 
+if TYPE_CHECKING:
+    from mindpangu.models.spec import PipelineSpec
+
 BATCH = 8  # pictures drawn together
+REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
 
 Progress = Callable[[int, int], None]
@@ -58,8 +62,25 @@ def is_chinese(prompt: str) -> bool:
     return any("\u4e00" <= character <= "\u9fff" for character in prompt)
 
 
+def numbers_for(spec: PipelineSpec, size: str, rows: int, negative: int) -> Optional[np.ndarray]:
+    """What the nets are told beside the prompt, (rows, K); the first `negative` rows are the negative prompts.
+
+    SDXL's nets are told that the picture has, and had, the size asked for, and is not cropped.
+    """
+    width, height = parse_size(size)
+    if spec.told == "none":
+        return None
+    if spec.told == "index":
+        return np.full((rows, 1), spec.sizes[spec.nearest_size(size)], np.float32)
+    if spec.told == "sdxl":
+        return np.tile(np.array([height, width, 0, 0, height, width], np.float32), (rows, 1))
+    numbers = np.tile(np.array([height, width, 0, 0, REFINER_SCORE], np.float32), (rows, 1))
+    numbers[:negative, -1] = REFINER_NEGATIVE_SCORE
+    return numbers
+
+
 class PanGuDraw:
-    """A text-to-image model: structure and texture generator, autoencoder, two text towers.
+    """A text-to-image model: one or more UNets, each for its noise levels, an autoencoder, one or two text towers.
 
     >>> pictures = PanGuDraw.from_pretrained("emoji-128")("一只狐狸, 3D风格", steps=30, seed=1)
     >>> pictures[0].image.save("fox.png")
@@ -71,17 +92,15 @@ class PanGuDraw:
         Raises:
             UserError: a file is missing, corrupt, or does not fit.
         """
-        from mindpangu.models.loading import load_conditioner, load_model_spec, load_unets, load_vae
-        from mindpangu.text.tokenizer import TextTokenizer
+        from mindpangu.models.loading import load_conditioner, load_model_spec, load_tokenizers, load_unets, load_vae
 
         zoo.check(folder)
         self.spec = load_model_spec(folder)
         self.schedule = NoiseSchedule(self.spec.schedule)
         self.vae = load_vae(folder / "vae.safetensors")
-        self.conditioner = load_conditioner(folder, self.spec.size_dim)
-        length = self.conditioner.text_a.mask.shape[0]
-        self.tokenizers = [TextTokenizer.load(folder / name, length) for name in zoo.TOKENIZERS]
-        self.unets = load_unets([folder / f"{name}.safetensors" for name in ("structure", "texture")])
+        self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim)
+        self.tokenizers = load_tokenizers(folder, self.spec.towers)
+        self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts])
 
     @classmethod
     def from_pretrained(cls, name_or_folder: Union[str, Path], device: str = "auto") -> PanGuDraw:
@@ -139,7 +158,7 @@ class PanGuDraw:
             shown = unread if len(unread) <= MAX_SHOWN else f"{unread[:MAX_SHOWN]}… ({len(unread)} characters)"
             warnings.warn(f"the prompt is longer than {limit} tokens; its end is not read: {shown}", stacklevel=4)
 
-    def _condition(self, request: Request, prompts: Sequence[str]) -> tuple[Any, Any]:
+    def _condition(self, request: Request, prompts: Sequence[str]) -> tuple[Any, ...]:
         """Rows for `Guided`: the negative prompt, the prompts, then the prompts with each style's words."""
         from mindspore import Tensor
 
@@ -147,15 +166,17 @@ class PanGuDraw:
         for style in request.styles:
             row = self.spec.styles[style]
             rows += [row["zh" if is_chinese(p) else "en"].replace("{}", p) for p in prompts]
-        index = np.full(len(rows), self.spec.sizes[self.spec.nearest_size(request.size)], np.int32)
-        return self.conditioner(*(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers), Tensor(index))
+        told = numbers_for(self.spec, request.size, len(rows), len(prompts))
+        ids = tuple(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers)
+        return self.conditioner(ids, None if told is None else Tensor(told))
 
     def denoiser(self, cache_interval: int = 1, lag: bool = False) -> TimeDecoupled:
         """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features."""
         nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
-        structure, texture = (NetDenoiser(net, self.schedule, self.spec.prediction) for net in nets)
-        switch = LaggingTimeDecoupled if lag else TimeDecoupled
-        return switch(structure, texture, float(self.schedule.sigma(self.spec.t_struct)))
+        experts = [NetDenoiser(net, self.schedule, self.spec.prediction) for net in nets]
+        lowest = list(self.spec.experts.values())[:-1]
+        kind = LaggingTimeDecoupled if lag else TimeDecoupled
+        return kind(experts, [float(self.schedule.sigma(t)) for t in lowest])
 
     def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
         from mindspore import Tensor

@@ -12,7 +12,7 @@ from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
 from mindpangu.infer.source import Source
-from mindpangu.models.spec import PanGuSpec
+from mindpangu.models.spec import PipelineSpec
 
 MAX_SEED = 2**63 - 1
 
@@ -58,7 +58,7 @@ class Request:
         return parse_size(self.size)[1]
 
 
-def check_size(size: str, spec: PanGuSpec) -> None:
+def check_size(size: str, spec: PipelineSpec) -> None:
     """Raises: UserError where "WxH" is no size, or none that the model can draw."""
     try:
         possible = spec.can_draw(size)
@@ -68,7 +68,7 @@ def check_size(size: str, spec: PanGuSpec) -> None:
         raise UserError(f"size {size} cannot be drawn by {spec.name}; it draws {spec.sizes_in_words}")
 
 
-def check(request: Request, spec: PanGuSpec) -> None:
+def check(request: Request, spec: PipelineSpec) -> None:
     """Refuse what the model cannot do.
 
     Raises:

@@ -101,32 +101,38 @@ class EmbeddingsA(nn.Cell):
 
 
 class EncoderA(nn.Cell):
-    """The layers, under transformers' name."""
+    """The layers, under transformers' name; construct returns the last two states."""
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
         self.layers = nn.CellList([LayerA(spec) for _ in range(spec.layers_used)])
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+    def construct(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        before = x
         for layer in self.layers:
+            before = x
             x = layer(x, mask)
-        return x
+        return before, x
 
 
 class TextTowerA(nn.Cell):
-    """ids (N, L) int32 -> (features (N, L, C) after the final norm, pooled (N, C) at the end token)."""
+    """ids (N, L) int32 -> (features (N, L, C), pooled (N, C): the final-normed ones at the end token).
+
+    The features are final-normed too (output "last"), or those before the last layer, not normed (output "hidden").
+    """
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
-        self.end_id = spec.end_id
+        self.end_id, self.hidden = spec.end_id, spec.output == "hidden"
         self.embeddings = EmbeddingsA(spec)
         self.encoder = EncoderA(spec)
         self.final_layer_norm = LayerNorm(spec.width)
         self.mask = ops.causal_mask(spec.context_length)
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.final_layer_norm(self.encoder(self.embeddings(ids), self.mask))
-        return features, at_end(features, ids, self.end_id)
+        before, last = self.encoder(self.embeddings(ids), self.mask)
+        normed = self.final_layer_norm(last)
+        return before if self.hidden else normed, at_end(normed, ids, self.end_id)
 
 
 # ---- Tower B -------------------------------------------------------------------------------------------------------
@@ -220,7 +226,7 @@ class TextTowerB(nn.Cell):
 
 def text_tower(spec: TextSpec) -> nn.Cell:
     """The tower that `spec.output` asks for."""
-    return TextTowerA(spec) if spec.output == "last" else TextTowerB(spec)
+    return TextTowerB(spec) if spec.output == "penultimate" else TextTowerA(spec)
 
 
 # ---- Image tower ---------------------------------------------------------------------------------------------------

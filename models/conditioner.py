@@ -1,6 +1,9 @@
-"""PanGu-Draw's conditioning: two text towers on the same prompt, and the index of the size asked for."""
+"""What the UNets are told: the features of one or two text towers on the same prompt, and numbers about the size."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
 
 from mindspore import Tensor, nn
 from mindspore import ops as mops
@@ -10,20 +13,28 @@ from mindpangu.models.layers import SinusoidalEmbedding
 from mindpangu.models.spec import TextSpec
 
 
-class PanGuConditioner(nn.Cell):
-    """construct(ids_a (N, L), ids_b (N, L), size_index (N,)) -> (context (N, L, A + B), vector (N, P + size_dim)).
+class Conditioner(nn.Cell):
+    """construct(ids, a tuple of (N, L), one a tower; numbers (N, K) or None) -> (context,) or (context, vector).
 
-    The context joins both towers' features channel by channel; the vector joins tower B's pooled output and the
-    sinusoidal embedding of the size's index in the model's list of sizes.
+    The context (N, L, ΣC) joins the towers' features channel by channel. The vector (N, P + K·size_dim), where there
+    are numbers, joins the last tower's pooled output and the sinusoidal embedding of each number: for PanGu-Draw the
+    index of the size in the model's list of sizes, for SDXL six lengths (arXiv 2307.01952, section 2.2).
     """
 
-    def __init__(self, text_a: TextSpec, text_b: TextSpec, size_dim: int) -> None:
+    def __init__(self, texts: Sequence[TextSpec], size_dim: int) -> None:
         super().__init__()
-        self.text_a, self.text_b = text_tower(text_a), text_tower(text_b)
-        self.size_embedding = SinusoidalEmbedding(size_dim)
+        self.towers = nn.CellList([text_tower(spec) for spec in texts])
+        self.size_dim = size_dim
+        if size_dim:
+            self.size_embedding = SinusoidalEmbedding(size_dim)
 
-    def construct(self, ids_a: Tensor, ids_b: Tensor, size_index: Tensor) -> tuple[Tensor, Tensor]:
-        features_a, _ = self.text_a(ids_a)
-        features_b, pooled = self.text_b(ids_b)
-        context = mops.concat((features_a, features_b), -1)
-        return context, mops.concat((pooled, self.size_embedding(size_index)), -1)
+    def construct(self, ids: tuple[Tensor, ...], numbers: Optional[Tensor] = None) -> tuple[Tensor, ...]:
+        context, pooled = self.towers[0](ids[0])
+        if len(self.towers) == 2:
+            more, pooled = self.towers[1](ids[1])
+            context = mops.concat((context, more), -1)
+        if not self.size_dim:
+            return (context,)
+        n, count = numbers.shape
+        embedded = self.size_embedding(numbers.reshape((n * count,))).reshape((n, count * self.size_dim))
+        return context, mops.concat((pooled, embedded), -1)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
+from typing import Union
+
+from mindspore import nn
 
 from mindpangu import configs, zoo
 from mindpangu.config import load
 from mindpangu.errors import UserError, nearest
-from mindpangu.models.loading import load_model_spec, read_spec
+from mindpangu.models.clip import text_tower
+from mindpangu.models.loading import Spec, load_model_spec, read_spec
 from mindpangu.models.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.models.unet import UNet
+from mindpangu.models.vae import AutoencoderKL
 
 Shapes = dict[str, tuple[int, ...]]
-PARTS = ("structure", "texture", "vae", "text_a", "text_b")
 
 
 def described() -> dict[str, Path]:
@@ -30,43 +36,37 @@ def find_spec(name: str) -> ModelSpec:
     known = described()
     if name in known or Path(name).suffix == ".yaml":
         return load(known.get(name, Path(name)), ModelSpec)
-    if name not in zoo.names() and not (Path(name) / "model.json").is_file():
+    if name not in zoo.names() and not (Path(name) / zoo.DESCRIPTION).is_file():
         names = [*known, *zoo.names()]
         raise UserError(
             f"model '{name}' is unknown; known: {', '.join(names)}; a model folder or a .yaml file is allowed too"
             f"{nearest(name, names)}"
         )
     folder = zoo.find(name)
-    structure, texture, vae, text_a, text_b = (folder / f"{part}.safetensors" for part in PARTS)
-    return ModelSpec(
-        load_model_spec(folder),
-        read_spec(structure, UNetSpec),
-        read_spec(texture, UNetSpec),
-        read_spec(vae, VAESpec),
-        read_spec(text_a, TextSpec),
-        read_spec(text_b, TextSpec),
-    )
+    pipeline = load_model_spec(folder)
+
+    def of(parts: Iterable[str], kind: type[Spec]) -> dict[str, Spec]:
+        return {part: read_spec(folder / f"{part}.safetensors", kind) for part in parts}
+
+    vae = read_spec(folder / "vae.safetensors", VAESpec)
+    return ModelSpec(pipeline, of(pipeline.experts, UNetSpec), vae, of(pipeline.towers, TextSpec))
 
 
 def parts(spec: ModelSpec) -> dict[str, Shapes]:
     """Parameters of each part, from Cells that hold no weights."""
     from mindspore.nn.utils import no_init_parameters
 
-    from mindpangu.models.clip import text_tower
-    from mindpangu.models.unet import UNet
-    from mindpangu.models.vae import AutoencoderKL
-
-    shapes: dict[str, Shapes] = {}
     with no_init_parameters():
-        for name, make in (
-            ("structure", lambda: UNet(spec.structure)),
-            ("texture", lambda: UNet(spec.texture)),
-            ("vae", lambda: AutoencoderKL(spec.vae)),
-            ("text_a", lambda: text_tower(spec.text_a)),
-            ("text_b", lambda: text_tower(spec.text_b)),
-        ):
-            shapes[name] = {p.name: tuple(p.shape) for p in make().get_parameters()}
-    return shapes
+        return {
+            name: {p.name: tuple(p.shape) for p in net_of(one).get_parameters()} for name, one in spec.parts.items()
+        }
+
+
+def net_of(spec: Union[UNetSpec, VAESpec, TextSpec]) -> nn.Cell:
+    """The Cell of a spec."""
+    if isinstance(spec, UNetSpec):
+        return UNet(spec)
+    return AutoencoderKL(spec) if isinstance(spec, VAESpec) else text_tower(spec)
 
 
 def parameters(shapes: Shapes) -> int:

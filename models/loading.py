@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, TypeVar
 
 from mindspore import Tensor
 
+from mindpangu import zoo
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card
 from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
-from mindpangu.errors import UserError
-from mindpangu.models.conditioner import PanGuConditioner
-from mindpangu.models.spec import PanGuSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.models.conditioner import Conditioner
+from mindpangu.models.spec import PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
+from mindpangu.text.tokenizer import TextTokenizer
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec)
 
@@ -91,21 +91,25 @@ def load_unets(paths: Sequence[Path]) -> list[SharedUNet]:
     return unets
 
 
-def load_conditioner(folder: Path, size_dim: int) -> PanGuConditioner:
-    """Both text towers of a folder (text_a.safetensors, text_b.safetensors), for inference. Raises: UserError."""
-    paths = folder / "text_a.safetensors", folder / "text_b.safetensors"
-    net = PanGuConditioner(read_spec(paths[0], TextSpec), read_spec(paths[1], TextSpec), size_dim)
-    for tower, path in zip((net.text_a, net.text_b), paths):
+def load_conditioner(folder: Path, towers: Sequence[str], size_dim: int) -> Conditioner:
+    """The text towers of a folder ({tower}.safetensors), for inference. Raises: UserError."""
+    paths = [folder / f"{tower}.safetensors" for tower in towers]
+    net = Conditioner([read_spec(path, TextSpec) for path in paths], size_dim)
+    for i, (tower, path) in enumerate(zip(net.towers, paths)):
         # A tower inside the conditioner carries its place in its parameters' names.
-        load_into(tower.trainable_params(), prefixed(load_tensors(path), f"{path.stem}."), str(path))
+        load_into(tower.trainable_params(), prefixed(load_tensors(path), f"towers.{i}."), str(path))
     return net.set_train(False)
 
 
-def load_model_spec(folder: Path) -> PanGuSpec:
+def load_tokenizers(folder: Path, towers: Sequence[str]) -> list[TextTokenizer]:
+    """The tokenizers of a folder's text towers. Raises: UserError."""
+    tokenizers = []
+    for tower in towers:
+        spec = read_spec(folder / f"{tower}.safetensors", TextSpec)
+        tokenizers.append(TextTokenizer.load(folder / zoo.tokenizer_of(tower), spec.context_length, spec.pad_id))
+    return tokenizers
+
+
+def load_model_spec(folder: Path) -> PipelineSpec:
     """model.json of a model folder. Raises: UserError."""
-    path = folder / "model.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a model description ({error})") from None
-    return parse(values, PanGuSpec, str(path))
+    return parse(zoo.description(folder), PipelineSpec, str(folder / zoo.DESCRIPTION))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Literal, Optional, Union
 
 from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.schedule import ScheduleSpec
@@ -94,10 +94,11 @@ class VAESpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """A CLIP text tower. `output` "last": final-normed features of the last layer used (Chinese-CLIP, CLIP-L in
-    PanGu); "penultimate": features before the last layer, not normed, plus the pooled output through the text
-    projection (OpenCLIP bigG in SDXL). `skip_last` leaves out that many layers at the end ("last" only). `end_id` is
-    the id of the end token, where a whole prompt is summed up.
+    """A CLIP text tower. `output` "last": final-normed features of the last layer used (Chinese-CLIP in PanGu, CLIP-L
+    in SD 1.x, OpenCLIP-H in SD 2.x); "hidden": features before the last layer, not normed (CLIP-L in SDXL);
+    "penultimate": the same of an OpenCLIP tower, plus the pooled output through the text projection (bigG in SDXL).
+    `skip_last` leaves out that many layers at the end ("last" only). `end_id` is the id of the end token, where a whole
+    prompt is summed up; `pad_id` fills what follows it.
     """
 
     vocab_size: int
@@ -106,16 +107,19 @@ class TextSpec:
     layers: int
     heads: int
     activation: Literal["quick_gelu", "gelu"]
-    output: Literal["last", "penultimate"]
+    output: Literal["last", "hidden", "penultimate"]
     context_length: int = 77
     projection_dim: Optional[int] = None
     skip_last: int = 0
+    pad_id: int = 0
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         if (self.output == "penultimate") != (self.projection_dim is not None):
-            raise ValueError("output 'penultimate' needs a projection_dim, output 'last' has none")
+            raise ValueError(f"output 'penultimate' needs a projection_dim, output '{self.output}' has none")
+        if self.skip_last and self.output != "last":
+            raise ValueError(f"skip_last {self.skip_last} is for output 'last', not '{self.output}'")
 
     @property
     def layers_used(self) -> int:
@@ -136,27 +140,40 @@ class ImageTowerSpec:
 
 
 @dataclass(frozen=True)
-class PanGuSpec:
-    """What ties the parts of a PanGu-Draw model together (model.json of a model folder).
+class PipelineSpec:
+    """What ties the parts of a model together (model.json of a model folder).
 
-    `sizes`: "WxH" the model can draw, and the index by which the nets know it; where `size_multiple` is above 0, any
-    other of its multiples too, under the index of the nearest size. `size_dim`: width of the index's embedding.
-    `t_struct`: the structure generator draws at t ≥ t_struct, the texture generator below. `styles`: what makes a style
-    row of a prompt, {} standing for the prompt, by style and language. `default_styles`: those that are on, with their
-    weights, where nothing is said.
+    `experts`: the UNets by name, from the noisiest part of the schedule down, each with the lowest t that it draws, the
+    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `towers`: text_a, text_b or both.
+    `sizes`: "WxH" the model can draw, and the index by which the nets may know it; where `size_multiple` is above 0,
+    any other of its multiples too. `told`: which numbers the nets are told beside the prompt, `size_dim` channels each:
+    the index of the nearest size (PanGu-Draw); SDXL's original size, crop and target size; its refiner's original size,
+    crop and aesthetic score; or none. `styles`: what makes a style row of a prompt, {} standing for the prompt, by
+    style and language. `default_styles`: those that are on, with their weights, where nothing is said.
     """
 
     name: str
     sizes: dict[str, int]
-    size_dim: int
-    t_struct: int
+    experts: dict[str, int]
     prediction: Literal["epsilon", "v", "x0"]
-    styles: dict[str, dict[str, str]]
     default_size: str
     default_guidance: float
+    towers: tuple[str, ...] = ("text_a", "text_b")
+    told: Literal["index", "sdxl", "refiner", "none"] = "index"
+    size_dim: int = 0
     size_multiple: int = 0
+    styles: dict[str, dict[str, str]] = field(default_factory=dict)
     default_styles: dict[str, float] = field(default_factory=dict)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+
+    def __post_init__(self) -> None:
+        lowest = list(self.experts.values())
+        if not lowest or lowest[-1] != 0 or any(a <= b for a, b in zip(lowest, lowest[1:])):
+            raise ValueError(f"experts {self.experts}: lowest t in falling order, 0 at the end, are needed")
+        if not self.towers or set(self.towers) - {"text_a", "text_b"}:
+            raise ValueError(f"towers {list(self.towers)}: text_a, text_b or both are needed")
+        if (self.told == "none") == (self.size_dim > 0):
+            raise ValueError(f"told '{self.told}' and size_dim {self.size_dim}: size_dim is 0 where told is none")
 
     def can_draw(self, size: str) -> bool:
         """Whether "WxH" is one of the sizes or a multiple that is allowed. Raises: ValueError where it is no size."""
@@ -183,11 +200,25 @@ class PanGuSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole PanGu-Draw model (configs/model/*.yaml): what ties the parts together, and each part's shape."""
+    """A whole model (configs/model/*.yaml): what ties the parts together, and each part's shape.
 
-    pangu: PanGuSpec
-    structure: UNetSpec
-    texture: UNetSpec
+    `unets` has the pipeline's experts, `texts` its towers.
+    """
+
+    pipeline: PipelineSpec
+    unets: dict[str, UNetSpec]
     vae: VAESpec
-    text_a: TextSpec
-    text_b: TextSpec
+    texts: dict[str, TextSpec]
+
+    def __post_init__(self) -> None:
+        for what, given, needed in (
+            ("unets", self.unets, self.pipeline.experts),
+            ("texts", self.texts, self.pipeline.towers),
+        ):
+            if set(given) != set(needed):
+                raise ValueError(f"{what} has {list(given)}; {list(needed)} are needed")
+
+    @property
+    def parts(self) -> dict[str, Union[UNetSpec, VAESpec, TextSpec]]:
+        """Every part's spec, by the name of its file."""
+        return {"vae": self.vae, **self.texts, **self.unets}

@@ -40,7 +40,8 @@ def model_folder(runs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     spec = folder / "spec.yaml"
     spec.write_text(
-        "{name: tiny, sizes: {32x32: 0, 48x32: 1}, size_dim: 8, t_struct: 500, prediction: v, default_size: 32x32,"
+        "{name: tiny, sizes: {32x32: 0, 48x32: 1}, size_dim: 8, prediction: v, default_size: 32x32,"
+        " experts: {structure: 500, texture: 0},"
         " default_guidance: 3, styles: {noto: {en: '{}, Noto style', zh: '{}, Noto风格'},"
         " fluent_3d: {en: '{}, 3D style', zh: '{}, 3D风格'}}}",
         encoding="utf-8",

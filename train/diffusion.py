@@ -19,23 +19,23 @@ from mindpangu.diffusion import Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
-from mindpangu.models.conditioner import PanGuConditioner
-from mindpangu.models.loading import load_conditioner, load_vae
+from mindpangu.models.conditioner import Conditioner
+from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.models.unet import UNet
-from mindpangu.text.tokenizer import TextTokenizer
 from mindpangu.train.config import DiffusionTask, TrainConfig
 from mindpangu.train.latents import encode_scenes
 
+TOWERS = ("text_a", "text_b")
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 
 
 class DiffusionLoss(nn.Cell):
-    """construct(latents, noise, alpha (N, 1, 1, 1), sigma (N, 1, 1, 1), t (N,), ids_a, ids_b, size_index) -> scalar.
+    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), ids_a, ids_b, size_index (N, 1)) -> scalar.
 
     The mean squared error of the prediction for the latent alpha·latents + sigma·noise.
     """
 
-    def __init__(self, unet: UNet, conditioner: PanGuConditioner, task: DiffusionTask) -> None:
+    def __init__(self, unet: UNet, conditioner: Conditioner, task: DiffusionTask) -> None:
         super().__init__()
         self.unet, self.conditioner, self.prediction = unet, conditioner, task.prediction
 
@@ -50,7 +50,7 @@ class DiffusionLoss(nn.Cell):
         ids_b: Tensor,
         size_index: Tensor,
     ) -> Tensor:
-        context, vector = self.conditioner(ids_a, ids_b, size_index)
+        context, vector = self.conditioner((ids_a, ids_b), size_index)
         out = self.unet(alpha * latents + sigma * noise, t, mops.stop_gradient(context), mops.stop_gradient(vector))
         error = out - training_target(self.prediction, latents, noise, alpha, sigma)
         return (error * error).mean()
@@ -69,11 +69,10 @@ class TrainDiffusion:
         self.examples = Examples(config.data, seed=self.seed)
         self.schedule = NoiseSchedule(self.task.schedule)
         self.vae = load_vae(self.task.vae / "vae.safetensors")
-        conditioner = load_conditioner(self.task.text, self.task.size_dim)
+        conditioner = load_conditioner(self.task.text, TOWERS, self.task.size_dim)
         for parameter in conditioner.get_parameters():
             parameter.requires_grad = False
-        length = conditioner.text_a.mask.shape[0]
-        self.tokenizers = [TextTokenizer.load(self.task.text / f"tokenizer_{x}.json", length) for x in "ab"]
+        self.tokenizers = load_tokenizers(self.task.text, TOWERS)
         self.conditioner = conditioner
         self.loss_net = DiffusionLoss(UNet(self.task.unet), conditioner, self.task)
         self._shown = UNet(self.task.unet)
@@ -98,7 +97,7 @@ class TrainDiffusion:
         t = rng.uniform(self.task.t_min, min(self.task.t_max, self.task.schedule.steps - 1), count)
         alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
         prompts = [self._prompt(int(bucket.scenes[c]), nimg + j) for j, c in enumerate(chosen)]
-        size_index = np.full(count, self.task.sizes.index(bucket.size), np.int32)
+        size_index = np.full((count, 1), self.task.sizes.index(bucket.size), np.float32)
         return (
             latents,
             noise,
@@ -125,10 +124,10 @@ class TrainDiffusion:
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
         bucket = self.buckets[0]
         x0 = bucket.latents[:SHOWN].astype(np.float32)
-        index = np.full(2 * SHOWN, self.task.sizes.index(bucket.size), np.int32)
+        index = np.full((2 * SHOWN, 1), self.task.sizes.index(bucket.size), np.float32)
         captions = [self.examples.caption(self.examples.scene(int(s)), int(s)) for s in bucket.scenes[:SHOWN]]
         prompts = [""] * SHOWN + captions
-        cond = self.conditioner(*(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers), Tensor(index))
+        cond = self.conditioner(tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers), Tensor(index))
         denoiser = Guided(NetDenoiser(self._shown, self.schedule, self.task.prediction), SHOWN_GUIDANCE)
         top = min(self.task.t_max, self.task.schedule.steps - 1)
         sigmas = np.append(self.schedule.sigma(np.linspace(top, self.task.t_min, SHOWN_STEPS)), 0.0)

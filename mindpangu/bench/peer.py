@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from mindpangu.bench.cases import GUIDANCE, PROMPTS, STEPS, TOKENS, Case
-from mindpangu.checkpoint.diffusers import unet_names, vae_names
+from mindpangu.checkpoint.diffusers import unet_config, unet_places, vae_config, vae_places
+from mindpangu.checkpoint.places import Place
 from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule, ScheduleSpec, TimeDecoupled, uniform_sigmas
 from mindpangu.diffusion.samplers import euler
@@ -54,49 +55,27 @@ class VAE(nn.Module):
 def load_unet(path: Path) -> UNet:
     """Our UNet's checkpoint in diffusers' class."""
     spec, tensors = read_card(path)["spec"], load_tensors(path)
-    widths = [spec["model_channels"] * m for m in spec["channel_mult"]]
+    net = UNet2DConditionModel.from_config(unet_config(spec, "index", 0))
     depths = spec["transformer_depth"]
-    net = UNet2DConditionModel(
-        in_channels=spec["in_channels"],
-        out_channels=spec["out_channels"],
-        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
-        up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)),
-        block_out_channels=tuple(widths),
-        layers_per_block=spec["num_res_blocks"],
-        transformer_layers_per_block=tuple(max(1, d) for d in depths),
-        attention_head_dim=tuple(max(1, w // spec["head_dim"]) for w in widths),  # diffusers means the count of heads
-        cross_attention_dim=spec["context_dim"],
-        norm_num_groups=spec["norm_groups"],
-        use_linear_projection=True,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=spec["vector_dim"],
-    )
-    names = unet_names(tensors, len(widths), spec["num_res_blocks"], depths)
-    net.load_state_dict({names[k]: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items()})
+    _fill(net, unet_places(tensors, len(depths), spec["num_res_blocks"], depths), tensors)
     return UNet(net)
 
 
 def load_vae(path: Path) -> VAE:
     """Our autoencoder's checkpoint in diffusers' class."""
     spec, tensors = read_card(path)["spec"], load_tensors(path)
-    widths = [spec["channels"] * m for m in spec["channel_mult"]]
-    net = AutoencoderKL(
-        in_channels=3 * spec["patch"] ** 2,
-        out_channels=3 * spec["patch"] ** 2,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=tuple(widths),
-        layers_per_block=spec["num_res_blocks"],
-        latent_channels=spec["z_channels"],
-        norm_num_groups=spec["norm_groups"],
-    )
-    names, wanted = vae_names(tensors, len(widths)), net.state_dict()
-    # A 1×1 convolution of ours is a dense layer of theirs in the middle's attention.
-    state = {
-        names[k]: torch.from_numpy(v.astype(np.float32)).reshape(wanted[names[k]].shape) for k, v in tensors.items()
-    }
-    net.load_state_dict(state)
+    net = AutoencoderKL.from_config(vae_config(spec))
+    _fill(net, vae_places(tensors, len(spec["channel_mult"])), tensors)
     return VAE(net, spec)
+
+
+def _fill(net: nn.Module, places: dict[str, Place], tensors: dict[str, np.ndarray]) -> None:
+    """Give a module our weights; a 1×1 convolution of ours may be a dense layer of theirs."""
+    wanted, state = net.state_dict(), {}
+    for name, place in places.items():
+        shape = tuple(wanted[place.names[0]].shape)
+        state.update({n: torch.from_numpy(v.astype(np.float32)) for n, v in place.write(tensors[name], shape).items()})
+    net.load_state_dict(state)
 
 
 def prepare(folder: Path, case: Case, fast: bool, compiled: bool) -> Callable[[], np.ndarray]:
@@ -153,11 +132,8 @@ def _drawing(
     """The walk from noise to pictures, on random text features: this side encodes no text."""
     model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     schedule = NoiseSchedule(ScheduleSpec())
-    denoiser = TimeDecoupled(
-        NetDenoiser(structure, schedule, model["prediction"]),
-        NetDenoiser(texture, schedule, model["prediction"]),
-        float(schedule.sigma(model["t_struct"])),
-    )
+    experts = [NetDenoiser(net, schedule, model["prediction"]) for net in (structure, texture)]
+    denoiser = TimeDecoupled(experts, [float(schedule.sigma(model["experts"]["structure"]))])
     rows, generator = 2 * len(PROMPTS), torch.Generator().manual_seed(0)
     cond = (
         torch.randn((rows, TOKENS, spec["context_dim"]), generator=generator),

@@ -1,4 +1,4 @@
-"""Names of our Cells' parameters (ldm's) in diffusers' modules. Each function returns {ours: theirs}, parameter names.
+"""Names of our Cells' parameters (ldm's) in diffusers' modules.
 
 Ours are listed by who owns them, so a table covers a whole net: nothing is left over, nothing is invented.
 """
@@ -6,8 +6,12 @@ Ours are listed by who owns them, so a table covers a whole net: nothing is left
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from mindpangu.checkpoint.places import Place, whole
+from mindpangu.checkpoint.transformers import torch_name
 
 _RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -26,16 +30,17 @@ _ENDS = {
     "middle_block.0": "mid_block.resnets.0",
 }
 _VAE_MIDDLE = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attentions.0"}
+_OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def unet_names(
+def unet_places(
     names: Collection[str],
     levels: int,
     num_res_blocks: int,
     transformer_depth: Sequence[int],
     vector: Literal["class_embedding", "add_embedding"] = "class_embedding",
-) -> dict[str, str]:
+) -> dict[str, Place]:
     """The UNet's parameters in diffusers' UNet2DConditionModel, where `vector` takes the vector in.
 
     "class_embedding": as a projected class embedding; "add_embedding": after its "text_time" addition (SDXL).
@@ -61,10 +66,10 @@ def unet_names(
                 blocks[f"output_blocks.{number}.1"] = f"up_blocks.{up}.attentions.{i}"
             blocks[f"output_blocks.{number}.{2 if depth else 1}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
             number += 1
-    return {name: _translated(name, blocks) for name in names}
+    return whole({name: _translated(name, blocks) for name in names})
 
 
-def vae_names(names: Iterable[str], levels: int) -> dict[str, str]:
+def vae_places(names: Iterable[str], levels: int) -> dict[str, Place]:
     """The autoencoder's parameters in diffusers' AutoencoderKL."""
     table = {}
     for name in names:
@@ -83,8 +88,76 @@ def vae_names(names: Iterable[str], levels: int) -> dict[str, str]:
                 rest = f"{_VAE_ATTENTION[layer]}.{leaf}"
             theirs = f"{part}.mid_block.{_VAE_MIDDLE[block]}.{rest}"
         theirs = theirs.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
-        table[name] = _leaf(theirs)
-    return table
+        table[name] = torch_name(theirs)
+    return whole(table)
+
+
+def unet_config(spec: Mapping[str, Any], told: str, size_dim: int) -> dict[str, Any]:
+    """config.json of diffusers' UNet2DConditionModel for a UNetSpec's values, and a pipeline's `told` and `size_dim`.
+
+    Raises:
+        ValueError: the middle's depth is neither the last level's nor beside a last level without transformers.
+    """
+    widths = [spec["model_channels"] * mult for mult in spec["channel_mult"]]
+    depths = list(spec["transformer_depth"])
+    middle = depths[-1] if spec["middle_depth"] is None else spec["middle_depth"]
+    layers = [max(1, depth) for depth in depths]
+    if depths[-1] not in (0, middle):
+        raise ValueError(f"a middle of depth {middle} after a last level of {depths[-1]}: diffusers has no such UNet")
+    if depths[-1] != middle:  # theirs gives the middle the last entry, which a level without transformers ignores
+        layers[-1] = middle
+    config = {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": spec["in_channels"],
+        "out_channels": spec["out_channels"],
+        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
+        "block_out_channels": widths,
+        "layers_per_block": spec["num_res_blocks"],
+        "transformer_layers_per_block": layers,
+        "attention_head_dim": [spec["heads"] or max(1, w // spec["head_dim"]) for w in widths],  # theirs: the count
+        "cross_attention_dim": spec["context_dim"],
+        "norm_num_groups": spec["norm_groups"],
+        "use_linear_projection": True,
+    }
+    if spec["vector_dim"]:
+        config["projection_class_embeddings_input_dim"] = spec["vector_dim"]
+        if told == "index":
+            config["class_embed_type"] = "projection"
+        else:
+            config.update(addition_embed_type="text_time", addition_time_embed_dim=size_dim)
+    return config
+
+
+def vae_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of diffusers' AutoencoderKL for a VAESpec's values; a pixel-unshuffle stem is not in it."""
+    widths = [spec["channels"] * mult for mult in spec["channel_mult"]]
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3 * spec["patch"] ** 2,
+        "out_channels": 3 * spec["patch"] ** 2,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": spec["num_res_blocks"],
+        "latent_channels": spec["z_channels"],
+        "norm_num_groups": spec["norm_groups"],
+        "scaling_factor": spec["scale"][0],
+    }
+
+
+def as_stored(places: Mapping[str, Place], found: Collection[str]) -> dict[str, Place]:
+    """The places with names that other versions gave some of them, where those are what a file has."""
+    return {ours: replace(place, names=tuple(_found(n, found) for n in place.names)) for ours, place in places.items()}
+
+
+def _found(name: str, found: Collection[str]) -> str:
+    if name in found:
+        return name
+    others = [name.removeprefix("text_model.")] + [
+        name.replace(f".{now}.", f".{before}.") for now, before in _OLD_VAE_ATTENTION.items()
+    ]
+    return next((other for other in others if other in found), name)
 
 
 def _translated(name: str, blocks: dict[str, str]) -> str:
@@ -94,9 +167,4 @@ def _translated(name: str, blocks: dict[str, str]) -> str:
     if "resnets" in blocks[owner]:
         layer, leaf = rest.rsplit(".", 1)
         rest = f"{_RES_BLOCK[layer]}.{leaf}"
-    return _leaf(f"{blocks[owner]}.{rest}")
-
-
-def _leaf(name: str) -> str:
-    """MindSpore's names of a norm's parameters in PyTorch's words."""
-    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+    return torch_name(f"{blocks[owner]}.{rest}")

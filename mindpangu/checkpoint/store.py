@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -68,9 +68,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], card: Mapping
     write_card(path, {**card, **save_tensors(path, tensors)})
 
 
-def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Write one safetensors file; returns its {"sha256", "bytes"}. Raises: UserError."""
-    content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+def save_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Optional[dict[str, str]] = None
+) -> dict[str, Any]:
+    """Write one safetensors file, with `metadata` in its header; returns its {"sha256", "bytes"}. Raises: UserError."""
+    content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
     write_atomically(path, content)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 

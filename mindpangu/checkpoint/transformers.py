@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mindpangu.checkpoint.places import Place
 
 _LEAVES = (("gamma", "weight"), ("beta", "bias"), ("embedding_table", "weight"))
 _TOWER_B = (
@@ -19,31 +22,52 @@ _TOWER_B = (
 PREFIX = "text_model."
 
 
-def tower_a_names(names: Iterable[str]) -> dict[str, str]:
-    """{ours: theirs} for a tower with output "last"."""
-    return {name: PREFIX + _leaf(name) for name in names}
+def tower_a_places(names: Iterable[str]) -> dict[str, Place]:
+    """Parameters of a tower with output "last" or "hidden"."""
+    return {name: Place((PREFIX + torch_name(name),)) for name in names}
 
 
-def tower_b_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """{ours: theirs} for a tower with output "penultimate", whose names are OpenCLIP's.
+def tower_b_places(names: Iterable[str]) -> dict[str, Place]:
+    """Parameters of a tower with output "penultimate", whose names are OpenCLIP's.
 
     Three of theirs (query, key, value) stand one below the other in one of ours; `text_projection` is transposed.
     """
-    table: dict[str, tuple[str, ...]] = {}
+    table: dict[str, Place] = {}
     for name in names:
         if name == "text_projection":
-            table[name] = ("text_projection.weight",)
+            table[name] = Place(("text_projection.weight",), transposed=True)
             continue
-        theirs = _leaf(name)
+        theirs = torch_name(name)
         for ours, other in _TOWER_B:
             theirs = re.sub(ours, other, theirs)
         packed = re.match(r"(.*)\.attn\.in_proj_(weight|bias)$", theirs)
         split = [f"{packed[1]}.self_attn.{x}_proj.{packed[2]}" for x in "qkv"] if packed else [theirs]
-        table[name] = tuple(PREFIX + one for one in split)
+        table[name] = Place(tuple(PREFIX + one for one in split))
     return table
 
 
-def _leaf(name: str) -> str:
+def text_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a tower, for a TextSpec's values."""
+    kind = "CLIPTextModelWithProjection" if spec["output"] == "penultimate" else "CLIPTextModel"
+    return {
+        "architectures": [kind],
+        "model_type": "clip_text_model",
+        "vocab_size": spec["vocab_size"],
+        "hidden_size": spec["width"],
+        "intermediate_size": 4 * spec["width"],
+        "num_hidden_layers": spec["layers"] - spec["skip_last"],
+        "num_attention_heads": spec["heads"],
+        "max_position_embeddings": spec["context_length"],
+        "hidden_act": spec["activation"],
+        "projection_dim": spec["projection_dim"] or spec["width"],
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": spec["end_id"] - 1,
+        "eos_token_id": spec["end_id"],
+        "pad_token_id": spec["pad_id"],
+    }
+
+
+def torch_name(name: str) -> str:
     """MindSpore's word for a norm's or a table's parameter in PyTorch's."""
     owner, dot, leaf = name.rpartition(".")
     return owner + dot + dict(_LEAVES).get(leaf, leaf)

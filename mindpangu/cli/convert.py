@@ -1,4 +1,4 @@
-"""`mindpangu convert`: other people's checkpoints into model folders."""
+"""`mindpangu convert`: other people's checkpoints into model folders, and back."""
 
 from __future__ import annotations
 
@@ -8,35 +8,78 @@ from typing import Optional
 import typer
 from rich.console import Console
 
+from mindpangu import zoo
 from mindpangu.cli.generate import check_writable
+from mindpangu.errors import UserError
 
 GB = 10**9
+RELEASE = "pangu_draw_v3"
 
 
 def convert(
-    low: Path = typer.Argument(..., help="Released file of the low time steps: pangu_low_timestamp-….ckpt."),
-    high: Path = typer.Argument(..., help="Released file of the high time steps: pangu_high_timestamp-….ckpt."),
-    out: Path = typer.Option(..., help="Model folder to write; an interrupted conversion into it goes on."),
+    sources: list[Path] = typer.Argument(
+        ...,
+        help="A .safetensors file or a diffusers folder; for PanGu-Draw pangu_low_timestamp-….ckpt and "
+        "pangu_high_timestamp-….ckpt; a model folder for --to diffusers.",
+    ),
+    out: Path = typer.Option(..., help="Folder to write; an interrupted conversion into it goes on."),
+    model: Optional[str] = typer.Option(
+        None, help=f"What the source holds: a name in configs/model or a .yaml file; {RELEASE} for two files."
+    ),
+    to: str = typer.Option("mindpangu", help="mindpangu or diffusers."),
     vocabulary: Optional[Path] = typer.Option(
-        None, help="vocab.txt of the Chinese tower (Chinese-CLIP's, 21,128 lines); the released files do not hold it."
+        None, help="vocab.txt of PanGu-Draw's Chinese tower (Chinese-CLIP's, 21,128 lines); the files do not hold it."
     ),
     dtype: str = typer.Option("fp16", help="fp16 or fp32."),
     shard_gb: float = typer.Option(1.0, min=1e-6, help="Largest file, in GB; memory needed is about three times that."),
-    model: str = typer.Option("pangu_draw_v3", help="What the files hold: a name in configs/model or a .yaml file."),
 ) -> None:
-    """Both released PanGu-Draw files -> one model folder in safetensors, the parts that they share stored once."""
+    """Weights of PanGu-Draw 3.0, Stable Diffusion 1.x, 2.x or XL -> a model folder in safetensors; or the way back."""
+    if to not in ("mindpangu", "diffusers"):
+        raise UserError(f"--to {to} is unknown; allowed: mindpangu, diffusers")
+    if len(sources) > 2:
+        raise UserError(f"{len(sources)} sources were given; one, or PanGu-Draw's two files, are needed")
+    if vocabulary is not None and len(sources) == 1:
+        raise UserError("--vocabulary belongs to PanGu-Draw's two files; other models bring CLIP's")
+    check_writable(out)
+    if to == "diffusers":
+        _export(sources, out)
+    else:
+        _import(sources, out, model, vocabulary, dtype, round(shard_gb * GB))
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / GB:.2f} GB")
+    if len(sources) == 2 and vocabulary is None:
+        print("tokenizer_a.json is not there: run again with --vocabulary before you draw; what is there is kept")
+
+
+def _import(
+    sources: list[Path], out: Path, model: Optional[str], vocabulary: Optional[Path], dtype: str, shard_bytes: int
+) -> None:
     from mindpangu import runtime
-    from mindpangu.errors import UserError
-    from mindpangu.models.conversion import DTYPES, convert_release
-    from mindpangu.models.inventory import find_spec
+    from mindpangu.models.conversion import DTYPES
+    from mindpangu.models.families import convert_family
+    from mindpangu.models.inventory import described, find_spec
+    from mindpangu.models.release import convert_release
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
-    check_writable(out)
+    if model is None and len(sources) == 1:
+        raise UserError(f"say what {sources[0]} holds: --model {', '.join(x for x in described() if x != RELEASE)}")
     runtime.start()
+    spec = find_spec(model or RELEASE)
     with Console(stderr=True).status("reading the indexes") as status:
-        convert_release(low, high, find_spec(model), out, dtype, round(shard_gb * GB), vocabulary, status.update)
-    size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"{out}: {size / GB:.2f} GB")
-    if vocabulary is None:
-        print("tokenizer_a.json is not there: run again with --vocabulary before you draw; what is there is kept")
+        if len(sources) == 2:
+            convert_release(*sources, spec, out, dtype, shard_bytes, vocabulary, status.update)
+        else:
+            convert_family(sources[0], spec, out, dtype, shard_bytes, status.update)
+
+
+def _export(sources: list[Path], out: Path) -> None:
+    from mindpangu import runtime
+    from mindpangu.models.export import export_diffusers
+
+    if len(sources) != 1:
+        raise UserError(f"{len(sources)} sources were given; --to diffusers takes one model folder")
+    folder = zoo.find(sources[0])
+    runtime.start()
+    with Console(stderr=True).status("reading") as status:
+        export_diffusers(folder, out, status.update)

@@ -20,10 +20,10 @@ def inspect(
 
     runtime.start()
     spec = find_spec(model)
-    size = size or spec.pangu.default_size
-    check_size(size, spec.pangu)
+    size = size or spec.pipeline.default_size
+    check_size(size, spec.pipeline)
     width, height = (side // spec.vae.factor for side in parse_size(size))
-    table = Table(title=f"{spec.pangu.name}: computed from its spec")
+    table = Table(title=f"{spec.pipeline.name}: computed from its spec")
     for heading in ("part", "tensors", "parameters", "fp32", "fp16", f"FLOPs forward, {size}"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     total = 0
@@ -31,9 +31,9 @@ def inspect(
         count = parameters(shapes)
         total += count
         flops = ""
-        if name in ("structure", "texture"):
-            tokens = spec.text_a.context_length
-            layers = unet_layers(getattr(spec, name), 1, height, width, tokens)
+        if name in spec.unets:
+            tokens = next(iter(spec.texts.values())).context_length
+            layers = unet_layers(spec.unets[name], 1, height, width, tokens)
             flops = _scaled(sum(layer.flops for layer in layers))
         table.add_row(name, str(len(shapes)), f"{count:,}", _gib(4 * count), _gib(2 * count), flops)
     table.add_section()

@@ -34,22 +34,22 @@ def list_models() -> None:
 @app.command()
 def pack(
     runs: Path = typer.Option(..., help="Folder of the trainings vae, clip, structure and texture."),
-    spec: Path = typer.Option(..., help="YAML of the model's PanGuSpec, for example configs/zoo/model.yaml."),
+    spec: Path = typer.Option(..., help="YAML of the model's PipelineSpec, for example configs/zoo/model.yaml."),
     out: Path = typer.Option(..., help="Model folder to write."),
 ) -> None:
     """Put what the trainings exported into one model folder, and check it."""
     from mindpangu.checkpoint.store import verify, write_atomically
     from mindpangu.config import dump, load
-    from mindpangu.models.spec import PanGuSpec
+    from mindpangu.models.spec import PipelineSpec
 
-    model = load(spec, PanGuSpec)
+    model = load(spec, PipelineSpec)
     out.mkdir(parents=True, exist_ok=True)
     for name, source in SOURCES.items():
         verify(runs / f"{source}.safetensors")
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(runs / f"{source}{suffix}", out / f"{name}{suffix}")
-    for name in shelf.TOKENIZERS:
-        shutil.copyfile(runs / "clip" / name, out / name)
+    for tower in model.towers:
+        shutil.copyfile(runs / "clip" / shelf.tokenizer_of(tower), out / shelf.tokenizer_of(tower))
     write_atomically(out / "model.json", (json.dumps(dump(model), indent=2, ensure_ascii=False) + "\n").encode())
     shelf.check(out)
     size = sum(path.stat().st_size for path in out.iterdir())

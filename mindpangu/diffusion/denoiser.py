@@ -67,19 +67,29 @@ def training_target(prediction: Prediction, x0: Any, noise: Any, alpha: Any, sig
 
 
 class TimeDecoupled:
-    """Structure generator at σ ≥ `sigma_struct`, texture generator below (PanGu-Draw, section 3.2); no lag."""
+    """One of several denoisers, by σ (PanGu-Draw, section 3.2; eDiff-I, arXiv 2211.01324); no lag.
 
-    def __init__(self, structure: Denoiser, texture: Denoiser, sigma_struct: float) -> None:
-        self.structure, self.texture, self.sigma_struct = structure, texture, sigma_struct
+    `experts`: from the noisiest levels down, structure before texture; `switches[i]`: the lowest σ that experts[i]
+    draws, for all but the last.
+    """
+
+    def __init__(self, experts: Sequence[Denoiser], switches: Sequence[float]) -> None:
+        if len(experts) != len(switches) + 1:
+            raise ValueError(f"{len(experts)} experts and {len(switches)} switches; one switch fewer is needed")
+        self.experts, self.switches = tuple(experts), np.asarray(switches, np.float64)
+
+    def chosen(self, sigma: np.ndarray) -> int:
+        """The number of the expert for a batch. Raises: ValueError where it lies on both sides of a switch."""
+        numbers = (np.asarray(sigma)[:, None] < self.switches).sum(1)
+        if (numbers != numbers[0]).any():
+            raise ValueError(
+                f"one batch has σ on both sides of a switch ({self.switches}): {sigma.min()} … {sigma.max()}"
+            )
+        return int(numbers[0])
 
     def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
-        """Raises: ValueError where one batch mixes both sides of the switch."""
-        high = sigma >= self.sigma_struct
-        if high.all():
-            return self.structure(x, sigma, cond)
-        if high.any():
-            raise ValueError(f"one batch has σ on both sides of {self.sigma_struct}: {sigma.min()} … {sigma.max()}")
-        return self.texture(x, sigma, cond)
+        """Raises: ValueError where one batch mixes both sides of a switch."""
+        return self.experts[self.chosen(sigma)](x, sigma, cond)
 
 
 class LaggingTimeDecoupled(TimeDecoupled):
@@ -88,15 +98,14 @@ class LaggingTimeDecoupled(TimeDecoupled):
     For one walk down the noise levels.
     """
 
-    def __init__(self, structure: Denoiser, texture: Denoiser, sigma_struct: float) -> None:
-        super().__init__(structure, texture, sigma_struct)
-        self.before = np.inf
+    def __init__(self, experts: Sequence[Denoiser], switches: Sequence[float]) -> None:
+        super().__init__(experts, switches)
+        self.next = 0
 
     def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
         """The noise level decides at the next call only."""
-        chosen = self.structure if self.before >= self.sigma_struct else self.texture
-        self.before = float(sigma.min())
-        return chosen(x, sigma, cond)
+        now, self.next = self.next, self.chosen(sigma)
+        return self.experts[now](x, sigma, cond)
 
 
 class Inpainted:

@@ -21,13 +21,13 @@ START_B, END_B = "<|startoftext|>", "<|endoftext|>"
 class TextTokenizer:
     """Turns prompts into ids of a fixed length for one tower."""
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
-        self.tokenizer, self.context_length = tokenizer, context_length
+    def __init__(self, tokenizer: Tokenizer, context_length: int, pad_id: int = 0) -> None:
+        self.tokenizer, self.context_length, self.pad_id = tokenizer, context_length, pad_id
         self.end_id = next(i for i in (tokenizer.token_to_id(END_A), tokenizer.token_to_id(END_B)) if i is not None)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Ids, (N, context_length) int32. A long prompt is cut and still ends with the end token."""
-        rows = np.zeros((len(prompts), self.context_length), np.int32)
+        rows = np.full((len(prompts), self.context_length), self.pad_id, np.int32)
         for row, encoding in zip(rows, self.tokenizer.encode_batch(list(prompts))):
             ids = encoding.ids[: self.context_length]
             row[: len(ids)] = ids
@@ -52,7 +52,7 @@ class TextTokenizer:
         return int(self.tokenizer.get_vocab_size())
 
     @classmethod
-    def load(cls, path: Path, context_length: int) -> TextTokenizer:
+    def load(cls, path: Path, context_length: int, pad_id: int = 0) -> TextTokenizer:
         """Read a tokenizer.json.
 
         Raises:
@@ -61,7 +61,7 @@ class TextTokenizer:
         if not path.exists():
             raise UserError(f"{path}: no such file; the model folder is not whole")
         try:
-            return cls(Tokenizer.from_file(str(path)), context_length)
+            return cls(Tokenizer.from_file(str(path)), context_length, pad_id)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer file ({error})") from None
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 from mindpangu.checkpoint.store import verify
 from mindpangu.errors import UserError, nearest
 
 ZOO = Path(__file__).parent
-CHECKPOINTS = ("vae", "text_a", "text_b", "structure", "texture")
-TOKENIZERS = ("tokenizer_a.json", "tokenizer_b.json")
+DESCRIPTION = "model.json"  # a PipelineSpec
 
 
 def names() -> list[str]:
     """Names of the shipped models."""
-    return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
+    return sorted(path.parent.name for path in ZOO.glob(f"*/{DESCRIPTION}"))
 
 
 def find(name_or_folder: Union[str, Path]) -> Path:
@@ -25,7 +25,7 @@ def find(name_or_folder: Union[str, Path]) -> Path:
         UserError: neither a zoo name nor a folder with a model.json.
     """
     for folder in (ZOO / str(name_or_folder), Path(name_or_folder)):
-        if (folder / "model.json").is_file():
+        if (folder / DESCRIPTION).is_file():
             return folder
     known = names()
     raise UserError(
@@ -34,19 +34,42 @@ def find(name_or_folder: Union[str, Path]) -> Path:
     )
 
 
+def description(folder: Path) -> dict[str, Any]:
+    """What model.json says. Raises: UserError."""
+    path = folder / DESCRIPTION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a model description ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, not an object")
+    return values
+
+
+def tokenizer_of(tower: str) -> str:
+    """text_a -> tokenizer_a.json."""
+    return tower.replace("text", "tokenizer") + ".json"
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints that make up a model. Raises: UserError."""
+    described = description(folder)
+    return ["vae", *described.get("towers", []), *described.get("experts", [])]
+
+
 def check(folder: Path) -> None:
     """Check every checkpoint of a model folder against its sidecar.
 
     Raises:
         UserError: naming the first file that fails, and the check.
     """
-    for name in CHECKPOINTS:
+    for name in checkpoints(folder):
         verify(folder / f"{name}.safetensors")
-    for name in TOKENIZERS:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file; the model folder is not whole")
+    for tower in description(folder).get("towers", []):
+        if not (folder / tokenizer_of(tower)).is_file():
+            raise UserError(f"{folder / tokenizer_of(tower)}: no such file; the model folder is not whole")
 
 
 def fingerprint(folder: Path) -> str:
     """What tells two model folders apart: the sidecars of their checkpoints, specs and digests included."""
-    return "".join((folder / f"{name}.json").read_text(encoding="utf-8") for name in CHECKPOINTS)
+    return "".join((folder / f"{name}.json").read_text(encoding="utf-8") for name in checkpoints(folder))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.checkpoint.diffusers import unet_names, vae_names
+from mindpangu.checkpoint.diffusers import unet_places, vae_places
 from mindpangu.checkpoint.store import load_tensors, read_card
 
 
 def test_tables_are_one_to_one(model_folder):
     tensors = load_tensors(model_folder / "structure.safetensors")
     spec = read_card(model_folder / "structure.safetensors")["spec"]
-    names = unet_names(tensors, len(spec["channel_mult"]), spec["num_res_blocks"], spec["transformer_depth"])
+    names = unet_places(tensors, len(spec["channel_mult"]), spec["num_res_blocks"], spec["transformer_depth"])
     assert set(names) == set(tensors)
     assert len(set(names.values())) == len(names)
-    assert names["time_embed.0.weight"] == "time_embedding.linear_1.weight"
-    assert names["input_blocks.1.0.in_layers.0.gamma"] == "down_blocks.0.resnets.0.norm1.weight"
+    assert names["time_embed.0.weight"].names == ("time_embedding.linear_1.weight",)
+    assert names["input_blocks.1.0.in_layers.0.gamma"].names == ("down_blocks.0.resnets.0.norm1.weight",)
     tensors = load_tensors(model_folder / "vae.safetensors")
     levels = len(read_card(model_folder / "vae.safetensors")["spec"]["channel_mult"])
-    names = vae_names(tensors, levels)
+    names = vae_places(tensors, levels)
     assert len(set(names.values())) == len(tensors)
-    assert names["decoder.mid.attn_1.proj_out.bias"] == "decoder.mid_block.attentions.0.to_out.0.bias"
+    assert names["decoder.mid.attn_1.proj_out.bias"].names == ("decoder.mid_block.attentions.0.to_out.0.bias",)
 
 
 @pytest.mark.parametrize("number", [0, 6, 7])

@@ -50,7 +50,7 @@ def labelled(value):
 @given(st.integers(1, 60))
 def test_structure_draws_exactly_the_steps_at_t_struct_or_above(steps):
     sigma_struct = float(SCHEDULE.sigma(np.float64(500)))
-    denoiser = TimeDecoupled(labelled(1.0), labelled(2.0), sigma_struct)
+    denoiser = TimeDecoupled([labelled(1.0), labelled(2.0)], [sigma_struct])
     for t, sigma in zip(np.linspace(999, 0, steps), uniform_sigmas(SCHEDULE, steps)):
         out = denoiser(np.zeros((1, 1, 2, 2)), np.array([sigma]), ())
         assert out.flat[0] == (1.0 if t >= 500 else 2.0)
@@ -58,20 +58,28 @@ def test_structure_draws_exactly_the_steps_at_t_struct_or_above(steps):
 
 def test_the_releases_switch_draws_one_step_more_with_structure():
     """21 + 19 of 40 Euler steps, as the released loop does."""
-    denoiser = LaggingTimeDecoupled(labelled(1.0), labelled(2.0), float(SCHEDULE.sigma(np.float64(500))))
+    denoiser = LaggingTimeDecoupled([labelled(1.0), labelled(2.0)], [float(SCHEDULE.sigma(np.float64(500)))])
     sigmas = uniform_sigmas(SCHEDULE, 40)[:-1]
     drawn = [denoiser(np.zeros((1, 1, 2, 2)), np.array([sigma]), ()).flat[0] for sigma in sigmas]
     assert drawn == [1.0] * 21 + [2.0] * 19
 
 
 def test_the_switch_itself_belongs_to_structure():
-    denoiser = TimeDecoupled(labelled(1.0), labelled(2.0), 1.5)
+    denoiser = TimeDecoupled([labelled(1.0), labelled(2.0)], [1.5])
     assert denoiser(np.zeros((1, 1, 1, 1)), np.array([1.5]), ()).item() == 1.0
+
+
+def test_any_number_of_experts_share_the_levels():
+    denoiser = TimeDecoupled([labelled(float(i)) for i in range(4)], [8.0, 3.0, 1.0])
+    drawn = [denoiser(np.zeros((1, 1, 1, 1)), np.array([sigma]), ()).item() for sigma in (9, 8, 5, 3, 2, 1, 0.5, 0.01)]
+    assert drawn == [0, 0, 1, 1, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match="2 experts and 2 switches"):
+        TimeDecoupled([labelled(1), labelled(2)], [2.0, 1.0])
 
 
 def test_a_batch_on_both_sides_of_the_switch_is_refused():
     with pytest.raises(ValueError, match="both sides"):
-        TimeDecoupled(labelled(1), labelled(2), 1.0)(np.zeros((2, 1, 1, 1)), np.array([2.0, 0.5]), ())
+        TimeDecoupled([labelled(1), labelled(2)], [1.0])(np.zeros((2, 1, 1, 1)), np.array([2.0, 0.5]), ())
 
 
 @given(st.floats(0, 10), st.lists(st.floats(-3, 3), max_size=3))

@@ -23,15 +23,16 @@ def spec():
     from mindpangu.models.inventory import find_spec
 
     whole = find_spec("pangu_draw_v3")
-    unet = replace(whole.structure, model_channels=8, norm_groups=8, head_dim=8, context_dim=32, vector_dim=40)
+    unet = replace(whole.unets["structure"], model_channels=8, norm_groups=8, head_dim=8, context_dim=32, vector_dim=40)
     text = {"vocab_size": 50, "width": 16, "heads": 2}
     return replace(
         whole,
-        structure=unet,
-        texture=unet,
+        unets={"structure": unet, "texture": unet},
         vae=replace(whole.vae, channels=8, norm_groups=8),
-        text_a=replace(whole.text_a, **text),
-        text_b=replace(whole.text_b, **text, projection_dim=24),
+        texts={
+            "text_a": replace(whole.texts["text_a"], **text),
+            "text_b": replace(whole.texts["text_b"], **text, projection_dim=24),
+        },
     )
 
 
@@ -66,7 +67,7 @@ def released(spec, tmp_path_factory):
 
 
 def convert(*args, dtype="fp32", shard_bytes=1_000_000, **options):
-    from mindpangu.models.conversion import convert_release
+    from mindpangu.models.release import convert_release
 
     convert_release(*args, dtype=dtype, shard_bytes=shard_bytes, **options)
 
@@ -103,10 +104,10 @@ def test_the_folder_loads_as_a_model(spec, released, tmp_path):
 
     tmp_path = tmp_path / "model"
     zoo.check(zoo.find(tmp_path))
-    assert load_model_spec(tmp_path) == spec.pangu
+    assert load_model_spec(tmp_path) == spec.pipeline
     structure, _ = load_unets([tmp_path / "structure.safetensors", tmp_path / "texture.safetensors"])
     load_vae(tmp_path / "vae.safetensors")
-    load_conditioner(tmp_path, spec.pangu.size_dim)
+    load_conditioner(tmp_path, spec.pipeline.towers, spec.pipeline.size_dim)
     ours = {p.name: w.asnumpy() for p, w in zip(structure.cells.whole.trainable_params(), structure._weights)}
     for name, value in part_of(contents["high"], "structure", ours).items():
         np.testing.assert_array_equal(ours[name], value.astype(np.float16))

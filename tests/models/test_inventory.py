@@ -46,7 +46,7 @@ def test_counts_are_the_published_ones(released):
 def test_the_release_draws_any_multiple_of_64_as_the_nearest_of_its_sizes():
     from mindpangu.models.inventory import find_spec
 
-    spec = find_spec("pangu_draw_v3").pangu
+    spec = find_spec("pangu_draw_v3").pipeline
     assert len(spec.sizes) == 21
     assert all(spec.can_draw(size) and spec.nearest_size(size) == size for size in spec.sizes)
     assert spec.nearest_size("1088x1024") == "1024x1024"

@@ -5,10 +5,12 @@ Run where the extra `bench` is installed: python -m tests.parity.golden_nets. Th
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from mindpangu.checkpoint.diffusers import unet_config, vae_config
 from mindpangu.checkpoint.transformers import PREFIX
 from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 from tests.parity.weights import inputs, of_peer
@@ -16,6 +18,7 @@ from tests.parity.weights import inputs, of_peer
 GOLDEN = Path(__file__).parent / "golden" / "nets.npz"
 TOKENS = 7
 SIDE = 16
+SIZE_DIM = 8
 
 # The layouts of the families, narrow: (spec, where the vector goes in, are the projections convolutions?).
 UNETS = {
@@ -38,6 +41,7 @@ VAES = {"sd": VAESpec(4, 32, (1, 2, 4, 4), 2)}
 TEXTS = {
     "clip_l": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11),
     "clip_l_skip_1": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11, skip_last=1),
+    "clip_l_hidden": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "hidden", 11),
     "open_clip": TextSpec(99, 98, 32, 4, 4, "gelu", "penultimate", 11, 24),
 }
 
@@ -59,34 +63,8 @@ def peer_unet(spec: UNetSpec, vector: str, convolutions: bool):
     """diffusers' UNet of a spec."""
     from diffusers import UNet2DConditionModel
 
-    widths = [spec.model_channels * m for m in spec.channel_mult]
-    depths = spec.transformer_depth
-    options = {}
-    if vector == "class_embedding":
-        options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": spec.vector_dim}
-    elif vector == "add_embedding":
-        options = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": spec.vector_dim,
-        }
-    layers = [max(1, d) for d in depths]
-    if depths[-1] != spec.depth_in_middle:  # diffusers gives the middle the last entry, which a plain level ignores
-        layers[-1] = spec.depth_in_middle
-    return UNet2DConditionModel(
-        in_channels=spec.in_channels,
-        out_channels=spec.out_channels,
-        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
-        up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)),
-        block_out_channels=tuple(widths),
-        layers_per_block=spec.num_res_blocks,
-        transformer_layers_per_block=tuple(layers),
-        attention_head_dim=tuple(spec.heads_of(w) for w in widths),  # diffusers means the count of heads
-        cross_attention_dim=spec.context_dim,
-        norm_num_groups=spec.norm_groups,
-        use_linear_projection=not convolutions,
-        **options,
-    )
+    config = unet_config(asdict(spec), "index" if vector == "class_embedding" else "sdxl", SIZE_DIM)
+    return UNet2DConditionModel.from_config({**config, "use_linear_projection": not convolutions})
 
 
 def run_unet(name: str) -> np.ndarray:
@@ -112,14 +90,7 @@ def run_vae(name: str) -> dict[str, np.ndarray]:
     from diffusers import AutoencoderKL
 
     spec = VAES[name]
-    widths = [spec.channels * m for m in spec.channel_mult]
-    net = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=tuple(widths),
-        layers_per_block=spec.num_res_blocks,
-        latent_channels=spec.z_channels,
-    ).eval()
+    net = AutoencoderKL.from_config(vae_config(asdict(spec))).eval()
     of_peer(net)
     with torch.no_grad():
         posterior = net.encode(torch.from_numpy(inputs(1, 3, 32, 40, seed=3))).latent_dist
@@ -154,7 +125,7 @@ def run_text(name: str) -> dict[str, np.ndarray]:
         eos_token_id=spec.end_id,
         pad_token_id=0,
     )
-    projected = spec.output == "penultimate"
+    projected, hidden = spec.output == "penultimate", spec.output == "hidden"
     net = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
     # Files made before transformers 5 have the prefix, and a model with a projection has it still.
     of_peer(net, "" if projected else PREFIX)
@@ -162,7 +133,8 @@ def run_text(name: str) -> dict[str, np.ndarray]:
         out = net(torch.from_numpy(text_ids(spec)).long(), output_hidden_states=True)
     if projected:
         return {"features": out.hidden_states[-2].numpy(), "pooled": out.text_embeds.numpy()}
-    return {"features": out.last_hidden_state.numpy(), "pooled": out.pooler_output.numpy()}
+    features = out.hidden_states[-2] if hidden else out.last_hidden_state
+    return {"features": features.numpy(), "pooled": out.pooler_output.numpy()}
 
 
 def main() -> None:

@@ -11,13 +11,13 @@ runtime.start("CPU")
 
 from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E402
 
-from mindpangu.checkpoint.diffusers import unet_names, vae_names  # noqa: E402
-from mindpangu.checkpoint.transformers import tower_a_names, tower_b_names  # noqa: E402
+from mindpangu.checkpoint.diffusers import unet_places, vae_places  # noqa: E402
+from mindpangu.checkpoint.transformers import tower_a_places, tower_b_places  # noqa: E402
 from mindpangu.models.clip import text_tower  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import UNet  # noqa: E402
 from mindpangu.models.vae import AutoencoderKL  # noqa: E402
-from tests.parity.golden_nets import GOLDEN, TEXTS, UNETS, VAES, text_ids, unet_inputs  # noqa: E402
+from tests.parity.golden_nets import GOLDEN, SIZE_DIM, TEXTS, UNETS, VAES, text_ids, unet_inputs  # noqa: E402
 from tests.parity.weights import inputs, of_ours  # noqa: E402
 
 TOLERANCE = 1e-4  # of the largest value
@@ -48,11 +48,11 @@ def test_unet(family):
     net = UNet(spec).set_train(False)
     names = [p.name for p in net.get_parameters()]
     levels, blocks = len(spec.channel_mult), spec.num_res_blocks
-    of_ours(net, unet_names(names, levels, blocks, spec.transformer_depth, vector or "class_embedding"))
+    of_ours(net, unet_places(names, levels, blocks, spec.transformer_depth, vector or "class_embedding"))
     given = {key: Tensor(value) for key, value in unet_inputs(spec).items()}
     told = given["vector"] if spec.vector_dim else None
     if vector == "add_embedding":  # SDXL: pooled text, then the embedding of each size
-        sizes = SinusoidalEmbedding(8)(given["sizes"].reshape((-1,))).asnumpy().reshape(2, -1)
+        sizes = SinusoidalEmbedding(SIZE_DIM)(given["sizes"].reshape((-1,))).asnumpy().reshape(2, -1)
         told = Tensor(np.concatenate([given["pooled"].asnumpy(), sizes], axis=1))
     out = net(given["x"], given["t"], given["context"], told)
     assert error(out, f"unet.{family}") <= TOLERANCE
@@ -62,7 +62,7 @@ def test_unet(family):
 def test_vae(family):
     spec = VAES[family]
     net = AutoencoderKL(spec).set_train(False)
-    of_ours(net, vae_names([p.name for p in net.get_parameters()], len(spec.channel_mult)))
+    of_ours(net, vae_places([p.name for p in net.get_parameters()], len(spec.channel_mult)))
     mean, logvar = net.posterior(Tensor(inputs(1, 3, 32, 40, seed=3)))
     decoded = net.reconstruct(Tensor(inputs(1, spec.z_channels, 4, 5, seed=4)))
     assert error(mean, f"vae.{family}.mean") <= TOLERANCE
@@ -74,7 +74,7 @@ def test_vae(family):
 def test_text_tower(family):
     spec = TEXTS[family]
     net = text_tower(spec).set_train(False)
-    table = tower_a_names if spec.output == "last" else tower_b_names
+    table = tower_b_places if spec.output == "penultimate" else tower_a_places
     of_ours(net, table([p.name for p in net.get_parameters()]))
     features, pooled = net(Tensor(text_ids(spec)))
     assert error(features, f"text.{family}.features") <= TOLERANCE

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Union
 
 import numpy as np
+
+from mindpangu.checkpoint.places import Place
 
 
 def draw(name: str, shape: tuple[int, ...], norms: bool = False) -> np.ndarray:
@@ -37,20 +38,18 @@ def of_peer(module, prefix: str = "") -> None:
     assert not missing, missing
 
 
-def of_ours(net, names: Mapping[str, Union[str, tuple[str, ...]]]) -> None:
-    """Give a Cell the same weights; `names`: {ours: theirs}. Shapes of theirs may have axes of one at the end."""
+def of_ours(net, places: Mapping[str, Place]) -> None:
+    """Give a Cell the same weights, by the places of its parameters in the peer."""
     from mindspore import Tensor
 
     for parameter in net.get_parameters():
-        theirs, shape = names[parameter.name], tuple(parameter.shape)
-        if isinstance(theirs, str):
-            theirs = (theirs,)
-        if parameter.name.endswith("text_projection"):
-            value = draw(theirs[0], shape[::-1]).T
-        else:
-            each = (shape[0] // len(theirs), *shape[1:])
-            value = np.concatenate([draw(name, each, is_norm_scale(name)) for name in theirs])
-        parameter.set_data(Tensor(np.ascontiguousarray(value)))
+        parameter.set_data(Tensor(value_of(places[parameter.name], tuple(parameter.shape))))
+
+
+def value_of(place: Place, shape: tuple[int, ...]) -> np.ndarray:
+    """Our parameter of `shape` where the peer's tensors are drawn; theirs may have axes of one at the end."""
+    theirs = shape[::-1] if place.transposed else (shape[0] // len(place.names), *shape[1:])
+    return place.read(shape, lambda name: draw(name, theirs, is_norm_scale(name)))
 
 
 def inputs(*shape: int, seed: int = 0) -> np.ndarray:

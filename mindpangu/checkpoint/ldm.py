@@ -1,0 +1,76 @@
+"""Places of our parameters in the single files of Stable Diffusion 1.x, 2.x and XL: ldm's and sgm's names, as ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.transformers import torch_name
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+# Where a CLIP tower stands, by how its parameters are named there.
+CLIP = (
+    "cond_stage_model.transformer.text_model.",
+    "cond_stage_model.transformer.",
+    "conditioner.embedders.0.transformer.text_model.",
+)
+OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model.")
+# In the files, and in no Cell of ours: averages of the training, tables of the noise schedule, positions, CLIP's mask
+# and temperature.
+UNUSED = re.compile(
+    r"^(model_ema\..*|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|lvlb_weights"
+    r"|.*\.position_ids|.*\.attn_mask|.*\.logit_scale|cond_stage_model\..*\.text_projection(\.weight)?)$"
+)
+
+
+def net_places(prefix: str, names: Iterable[str]) -> dict[str, Place]:
+    """Parameters of a UNet, an autoencoder or a tower whose names are theirs."""
+    return {name: Place((prefix + torch_name(name),)) for name in names}
+
+
+def tower_places(names: Collection[str], found: Collection[str]) -> dict[str, Place]:
+    """Parameters of a text tower among the names `found` in a file; {} where it holds none of that kind.
+
+    A tower named as transformers does ("last", "hidden") may be stored as OpenCLIP does (SD 2.x): query, key and value
+    are then thirds of one tensor, and the file has layers that are not used.
+    """
+    open_clip = "text_projection" in names
+    prefixes = OPEN_CLIP if open_clip else (*CLIP, *OPEN_CLIP)
+    for prefix in prefixes:
+        if any(name.startswith(prefix) for name in found):
+            if open_clip or prefix in CLIP:
+                return net_places(prefix, names)
+            return {name: _of_open_clip(prefix, name) for name in names}
+    return {}
+
+
+def unused(name: str, layers: int) -> bool:
+    """Whether a file's tensor is none of ours by right: also OpenCLIP's layers from number `layers` on, in SD 2.x."""
+    layer = re.match(r"cond_stage_model\.model\.transformer\.resblocks\.(\d+)\.", name)
+    return bool(UNUSED.match(name)) or (layer is not None and int(layer[1]) >= layers)
+
+
+def _of_open_clip(prefix: str, name: str) -> Place:
+    """transformers' name of a tower's parameter in OpenCLIP's words."""
+    packed = re.match(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$", name)
+    if packed:
+        layer, which, leaf = packed.groups()
+        return Place((f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{leaf}",), third="qkv".index(which))
+    theirs = torch_name(name)
+    if theirs == "embeddings.position_embedding.weight":
+        return Place((prefix + "positional_embedding",))
+    for ours, other in _INVERSE:
+        theirs = re.sub(ours, other, theirs)
+    return Place((prefix + theirs,))
+
+
+_INVERSE = (
+    (r"^embeddings\.token_embedding\.", "token_embedding."),
+    (r"^encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."),
+    (r"^final_layer_norm\.", "ln_final."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+)

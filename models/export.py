@@ -1,0 +1,149 @@
+"""A model folder as a diffusers folder, for those who go on there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mindpangu import zoo
+from mindpangu.checkpoint.diffusers import unet_config, vae_config
+from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.store import load_tensors, save_tensors, write_atomically
+from mindpangu.checkpoint.transformers import text_config
+from mindpangu.errors import UserError
+from mindpangu.models.conversion import Said, check_room
+from mindpangu.models.families import diffusers_places, stem_of, subfolder
+from mindpangu.models.inventory import find_spec, parts
+from mindpangu.models.spec import ModelSpec
+from mindpangu.text.tokenizer import END_B, START_B
+
+PIPELINES = {"none": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+REFINER = "StableDiffusionXLImg2ImgPipeline"
+TORCH_METADATA = {"format": "pt"}  # without it transformers refuses a file
+TOKENIZER_FOLDERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}
+
+
+def export_diffusers(folder: Path, out: Path, said: Said = lambda line: None) -> None:
+    """Write `out`: every net of the model in `folder` with its config.json, CLIP's tokenizers, the scheduler.
+
+    The dtype stays as stored. A model of several UNets (PanGu-Draw) has each under its own name, and no
+    model_index.json, since diffusers has no pipeline for it.
+
+    Raises:
+        UserError: the model has a part that diffusers has no class for; the disk is too small.
+    """
+    spec = find_spec(str(folder))
+    if spec.vae.patch != 1 or len(spec.vae.scale) != 1 or any(spec.vae.shift):
+        raise UserError(
+            f"{folder}: diffusers has no class for its autoencoder (pixel-unshuffle stem {spec.vae.patch}, "
+            f"{len(spec.vae.scale)} scales); only autoencoders of Stable Diffusion's layout can be written"
+        )
+    shapes = parts(spec)
+    places = diffusers_places(spec, shapes)
+    check_room(out, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    for part in shapes:
+        said(part)
+        to, stem = out / subfolder(part), stem_of(part)
+        tensors = load_tensors(folder / f"{part}.safetensors")
+        save_tensors(to / f"{stem}.safetensors", _theirs(places[part], tensors, part == "vae"), TORCH_METADATA)
+        _write(to / "config.json", _config(spec, part))
+    for tower in spec.texts:
+        tokenizer = Tokenizer.from_file(str(folder / zoo.tokenizer_of(tower)))
+        if tokenizer.token_to_id(START_B) is not None:  # BERT's vocabulary is the user's own file
+            _write_clip_tokenizer(out / TOKENIZER_FOLDERS[tower], tokenizer, spec.texts[tower].pad_id)
+    _write(out / "scheduler" / "scheduler_config.json", _scheduler(spec))
+    index = _model_index(spec)
+    if index:
+        _write(out / "model_index.json", index)
+
+
+def _theirs(
+    places: Mapping[str, Place], tensors: Mapping[str, np.ndarray], dense_attention: bool
+) -> dict[str, np.ndarray]:
+    """Their tensors; an autoencoder's attention has dense layers where ours has 1×1 convolutions."""
+    theirs: dict[str, np.ndarray] = {}
+    for name, place in places.items():
+        value = tensors[name]
+        squeezed = value.shape[:2] if dense_attention and ".attn_1." in name and value.ndim == 4 else None
+        theirs.update(place.write(value, squeezed))
+    return theirs
+
+
+def _config(spec: ModelSpec, part: str) -> dict[str, Any]:
+    values = asdict(spec.parts[part])
+    if part == "vae":
+        return vae_config(values)
+    if part in spec.texts:
+        return text_config(values)
+    return unet_config(values, spec.pipeline.told, spec.pipeline.size_dim)
+
+
+def _scheduler(spec: ModelSpec) -> dict[str, Any]:
+    """Euler with our uniform levels."""
+    schedule = spec.pipeline.schedule
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": schedule.steps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": schedule.kind,
+        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}[spec.pipeline.prediction],
+        "timestep_spacing": "linspace",
+    }
+
+
+def _model_index(spec: ModelSpec) -> dict[str, Any]:
+    told = spec.pipeline.told
+    if told == "index":
+        return {}
+    towers = {
+        "text_a": ("CLIPTextModel", "text_encoder", "tokenizer"),
+        "text_b": ("CLIPTextModelWithProjection", "text_encoder_2", "tokenizer_2"),
+    }
+    index: dict[str, Any] = {
+        "_class_name": PIPELINES.get(told, REFINER),
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
+    for tower, (kind, encoder, tokenizer) in towers.items():
+        there = tower in spec.texts
+        if there or told != "none":
+            index[encoder] = ["transformers", kind] if there else [None, None]
+            index[tokenizer] = ["transformers", "CLIPTokenizer"] if there else [None, None]
+    if told == "none":
+        index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
+    else:
+        index["force_zeros_for_empty_prompt"] = False
+        if told == "refiner":
+            index["requires_aesthetics_score"] = True
+    return index
+
+
+def _write_clip_tokenizer(to: Path, tokenizer: Tokenizer, pad_id: int) -> None:
+    """vocab.json, merges.txt and tokenizer_config.json."""
+    model = json.loads(tokenizer.to_str())["model"]
+    _write(to / "vocab.json", model["vocab"])
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    write_atomically(to / "merges.txt", ("#version: 0.2\n" + "\n".join(pairs) + "\n").encode())
+    _write(
+        to / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "bos_token": START_B,
+            "eos_token": END_B,
+            "unk_token": END_B,
+            "pad_token": tokenizer.id_to_token(pad_id),
+            "model_max_length": 77,
+        },
+    )
+
+
+def _write(path: Path, values: Any) -> None:
+    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,175 @@
+"""Write golden/pipelines.npz: what diffusers' pipelines draw with narrow models of every family, which we export to it.
+
+Run where the extra `bench` is installed: python -m tests.parity.golden_pipelines. The tests need the file alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mindpangu import runtime
+
+runtime.start("CPU")
+
+from mindpangu.checkpoint import ldm  # noqa: E402
+from mindpangu.checkpoint.places import Place  # noqa: E402
+from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
+from mindpangu.infer.pipeline import picture_noise  # noqa: E402
+from mindpangu.models.conversion import write_model  # noqa: E402
+from mindpangu.models.export import export_diffusers  # noqa: E402
+from mindpangu.models.families import diffusers_places  # noqa: E402
+from mindpangu.models.inventory import find_spec, parts  # noqa: E402
+from mindpangu.models.spec import ModelSpec  # noqa: E402
+from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
+from tests.parity.weights import draw, value_of  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden" / "pipelines.npz"
+FAMILIES = ("sd15", "sd21", "sdxl", "sdxl_refiner")
+FROM_PICTURE = ("sdxl_refiner",)
+PROMPTS, NEGATIVE = ("a red bus, one", "一只狐狸"), "blurry"
+SIZE, FACTOR, STEPS, GUIDANCE, SEED, STRENGTH = 64, 8, 4, 3.0, 5, 0.5
+EVERY = 2  # pixels kept in the file, each way
+SIZE_DIM, PROJECTION = 8, 16
+WIDTHS = {"text_a": 32, "text_b": 48}
+
+
+def narrow(family: str) -> ModelSpec:
+    """The family's model with few channels and layers, and all of its structure."""
+    spec = find_spec(family)
+    told = {"none": 0, "sdxl": 6, "refiner": 5}[spec.pipeline.told]
+    texts = {
+        name: replace(text, width=WIDTHS[name], heads=2, layers=3, projection_dim=text.projection_dim and PROJECTION)
+        for name, text in spec.texts.items()
+    }
+    unet = spec.unets["unet"]
+    unet = replace(
+        unet,
+        model_channels=16,
+        norm_groups=8,
+        transformer_depth=tuple(min(2, depth) for depth in unet.transformer_depth),
+        middle_depth=unet.middle_depth and min(2, unet.middle_depth),
+        head_dim=8 if unet.head_dim else 0,
+        context_dim=sum(text.width for text in texts.values()),
+        vector_dim=told and PROJECTION + told * SIZE_DIM,
+    )
+    pipeline = replace(
+        spec.pipeline, size_dim=told and SIZE_DIM, default_size=f"{SIZE}x{SIZE}", sizes={f"{SIZE}x{SIZE}": 0}
+    )
+    return replace(
+        spec, pipeline=pipeline, unets={"unet": unet}, texts=texts, vae=replace(spec.vae, channels=8, norm_groups=8)
+    )
+
+
+def build(spec: ModelSpec, out: Path) -> None:
+    """A model folder whose weights are functions of diffusers' names."""
+    shapes = parts(spec)
+    places = diffusers_places(spec, shapes)
+
+    def read(part: str, name: str) -> np.ndarray:
+        return value_of(places[part][name], shapes[part][name])
+
+    write_model(spec, shapes, read, {}, out, "fp32", 10**9, dict.fromkeys(spec.texts, clip_bpe()), lambda line: None)
+
+
+def single_file(folder: Path, path: Path) -> None:
+    """The model of a folder as its family's single file."""
+    spec, tensors = find_spec(str(folder)), {}
+    open_clip_a = spec.pipeline.name.startswith("sd2")
+    prefixes = {
+        "text_a": "cond_stage_model.model."
+        if open_clip_a
+        else "cond_stage_model.transformer.text_model."
+        if spec.pipeline.told == "none"
+        else "conditioner.embedders.0.transformer.text_model.",
+        "text_b": "conditioner.embedders.1.model." if "text_a" in spec.texts else "conditioner.embedders.0.model.",
+    }
+    for part in spec.parts:
+        weights = load_tensors(folder / f"{part}.safetensors")
+        if part in spec.texts:
+            places = ldm.tower_places(weights, [prefixes[part] + "."])
+        else:
+            places = ldm.net_places(ldm.VAE if part == "vae" else ldm.UNET, weights)
+        tensors.update(_joined(places, weights))
+    if open_clip_a:  # the file has one layer more than is used
+        last = {n.replace(".2.", ".3."): v for n, v in tensors.items() if ".resblocks.2." in n}
+        width = spec.texts["text_a"].width
+        tensors.update(last)
+        tensors["cond_stage_model.model.text_projection"] = draw("unused", (width, width))
+    tensors["alphas_cumprod"] = np.ones(1000, np.float32)
+    save_tensors(path, tensors, {"format": "pt"})
+
+
+def _joined(places: dict[str, Place], weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors, thirds = {}, {}
+    for name, place in places.items():
+        if place.third is None:
+            tensors.update(place.write(weights[name]))
+        else:
+            thirds.setdefault(place.names[0], {})[place.third] = weights[name]
+    return {**tensors, **{name: np.concatenate([found[i] for i in range(3)]) for name, found in thirds.items()}}
+
+
+def source_picture() -> np.ndarray:
+    """(SIZE, SIZE, 3) uint8: a picture to start from."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    return np.stack([4 * x % 256, 4 * y % 256, (x // 8 + y // 8) % 2 * 200], -1).astype(np.uint8)
+
+
+def noise(prompt: str) -> np.ndarray:
+    """What both sides start from."""
+    return picture_noise(SEED, prompt, 0, 0, (4, SIZE // FACTOR, SIZE // FACTOR))
+
+
+def draw_with(pipeline, family: str) -> np.ndarray:
+    """(prompts, SIZE, SIZE, 3) float in [0, 1]."""
+    import importlib
+
+    import torch
+
+    pipeline.set_progress_bar_config(disable=True)
+    unit = torch.from_numpy(np.stack([noise(prompt) for prompt in PROMPTS]))
+    options = {
+        "prompt": list(PROMPTS),
+        "negative_prompt": [NEGATIVE] * len(PROMPTS),
+        "guidance_scale": GUIDANCE,
+        "num_inference_steps": STEPS,
+        "output_type": "np",
+    }
+    if family not in FROM_PICTURE:
+        pipeline.scheduler.set_timesteps(STEPS)
+        largest = float(pipeline.scheduler.sigmas[0])
+        latents = unit * np.sqrt(1 + largest**2) / largest  # theirs starts at σ·noise, ours at √(1 + σ²)·noise
+        return pipeline(**options, latents=latents, height=SIZE, width=SIZE).images
+    importlib.import_module(type(pipeline).__module__).randn_tensor = lambda *_, **__: unit
+    picture = torch.from_numpy(source_picture()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        known = pipeline.vae.encode(picture).latent_dist.mean * pipeline.vae.config.scaling_factor
+    return pipeline(**options, image=known.repeat(len(PROMPTS), 1, 1, 1), strength=STRENGTH).images
+
+
+def main() -> None:
+    """Write the file. Every family is drawn from the exported folder, and once more from its single file."""
+    import diffusers
+
+    arrays = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for family in FAMILIES:
+            ours, theirs, single = (Path(temporary) / family / name for name in ("ours", "theirs", "one.safetensors"))
+            build(narrow(family), ours)
+            export_diffusers(ours, theirs)
+            arrays[family] = draw_with(diffusers.DiffusionPipeline.from_pretrained(theirs), family)
+            single_file(ours, single)
+            kind = getattr(diffusers, type(diffusers.DiffusionPipeline.from_pretrained(theirs)).__name__)
+            again = draw_with(kind.from_single_file(str(single), config=str(theirs), local_files_only=True), family)
+            print(family, arrays[family].shape, "single file differs by", np.abs(again - arrays[family]).max())
+            np.testing.assert_allclose(again, arrays[family], atol=1e-5)
+    GOLDEN.parent.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN, **{name: value[:, ::EVERY, ::EVERY] for name, value in arrays.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Whole models of every family: they draw diffusers' pictures, and go to its folders and single files and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from mindpangu import runtime
+from mindpangu.checkpoint.store import load_tensors, save_tensors
+from mindpangu.errors import UserError
+from tests.parity.golden_pipelines import (
+    EVERY,
+    FAMILIES,
+    FROM_PICTURE,
+    GOLDEN,
+    GUIDANCE,
+    NEGATIVE,
+    PROMPTS,
+    SEED,
+    STEPS,
+    STRENGTH,
+    build,
+    export_diffusers,
+    narrow,
+    single_file,
+    source_picture,
+)
+
+LEVEL = 0.5 + 255e-4  # rounding to 8 bits, and 1e-4 of the range
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{family: (spec, our folder, diffusers' folder)}."""
+    made = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        spec = narrow(family)
+        build(spec, folder / "ours")
+        export_diffusers(folder / "ours", folder / "theirs")
+        made[family] = spec, folder / "ours", folder / "theirs"
+    return made
+
+
+def convert(source, spec, out):
+    from mindpangu.models.families import convert_family
+
+    convert_family(source, spec, out, "fp32", 10**9)
+
+
+def assert_same(spec, one, other):
+    for part in spec.parts:
+        a, b = (load_tensors(folder / f"{part}.safetensors") for folder in (one, other))
+        assert set(a) == set(b)
+        for name, value in a.items():
+            np.testing.assert_array_equal(value, b[name], name)
+    assert (one / "model.json").read_bytes() == (other / "model.json").read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pictures_are_diffusers(folders, family, monkeypatch):
+    monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.infer.source import Source
+
+    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
+    if family in FROM_PICTURE:
+        options.update(source=Source(source_picture()), strength=STRENGTH)
+    drawn = PanGuDraw.from_pretrained(folders[family][1], "CPU")(PROMPTS, **options)
+    ours = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
+    with np.load(GOLDEN) as gold:
+        assert np.abs(ours - 255 * gold[family].astype(np.float64)).max() <= LEVEL
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_to_diffusers_and_back(folders, family, tmp_path):
+    spec, ours, theirs = folders[family]
+    convert(theirs, spec, tmp_path / "again")
+    assert_same(spec, ours, tmp_path / "again")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_a_single_file(folders, family, tmp_path):
+    spec, ours, _ = folders[family]
+    single_file(ours, tmp_path / "one.safetensors")
+    convert(tmp_path / "one.safetensors", spec, tmp_path / "again")
+    assert_same(spec, ours, tmp_path / "again")
+
+
+def test_variants_of_the_folder(folders, tmp_path):
+    """fp16 names, shards with an index, an autoencoder and a text encoder with the names of other versions."""
+    spec, ours, theirs = folders["sd15"]
+    shutil.copytree(theirs, tmp_path / "in")
+    unet = tmp_path / "in" / "unet"
+    tensors = load_tensors(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, some in shards.items():
+        save_tensors(unet / file, {name: tensors[name] for name in some})
+    index = {"weight_map": {name: file for file, some in shards.items() for name in some}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    vae = tmp_path / "in" / "vae" / "diffusion_pytorch_model.safetensors"
+    words = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    renamed = {}
+    for name, value in load_tensors(vae).items():
+        for now, before in words.items():
+            name = name.replace(now, before)  # noqa: PLW2901
+        renamed[name] = value
+    save_tensors(vae.with_name("diffusion_pytorch_model.fp16.safetensors"), renamed)
+    vae.unlink()
+    text = tmp_path / "in" / "text_encoder" / "model.safetensors"
+    save_tensors(text, {name.removeprefix("text_model."): value for name, value in load_tensors(text).items()})
+    convert(tmp_path / "in", spec, tmp_path / "again")
+    assert_same(spec, ours, tmp_path / "again")
+
+
+def test_bfloat16_is_read(folders, tmp_path):
+    """Numbers that bfloat16 holds come back as they were."""
+    spec, ours, theirs = folders["sd15"]
+    path = tmp_path / "in" / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copytree(theirs, tmp_path / "in")
+    tensors = load_tensors(path)
+    rounded = {n: (v.view(np.uint32) & 0xFFFF0000).view(np.float32) for n, v in tensors.items()}
+    header, offset = {}, 0
+    for name, value in rounded.items():
+        header[name] = {"dtype": "BF16", "shape": value.shape, "data_offsets": [offset, offset + 2 * value.size]}
+        offset += 2 * value.size
+    text = json.dumps(header).encode()
+    content = b"".join((v.view(np.uint32) >> 16).astype(np.uint16).tobytes() for v in rounded.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    convert(tmp_path / "in", spec, tmp_path / "again")
+    whole, again = (load_tensors(folder / "vae.safetensors") for folder in (ours, tmp_path / "again"))
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, (whole[name].view(np.uint32) & 0xFFFF0000).view(np.float32))
+
+
+def test_what_does_not_fit_is_named(folders, tmp_path):
+    spec, ours, theirs = folders["sd15"]
+    with pytest.raises(UserError, match=r"text_encoder_2: no model\.safetensors there, whole, fp16 or sharded"):
+        convert(theirs, narrow("sdxl"), tmp_path / "out")
+    path = tmp_path / "one.safetensors"
+    single_file(ours, path)
+    tensors = load_tensors(path)
+    del tensors["first_stage_model.quant_conv.bias"]
+    tensors["surplus"] = np.zeros(3, np.float32)
+    tensors["model.diffusion_model.out.0.bias"] = np.zeros(7, np.float32)
+    save_tensors(path, tensors)
+    with pytest.raises(
+        UserError,
+        match=r"1 missing \(first.*quant_conv\.bias\); 1 unexpected \(surplus\); 1 mis-shaped \(.*out\.0\.bias \[7\]",
+    ):
+        convert(path, spec, tmp_path / "out")
+    save_tensors(path, {name: value for name, value in tensors.items() if not name.startswith("cond_stage")})
+    with pytest.raises(UserError, match="holds no text tower"):
+        convert(path, spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickles_are_refused_with_the_safe_way(folders, tmp_path):
+    spec, _, theirs = folders["sd15"]
+    for name in ("model.ckpt", "model.pt", "model.bin"):
+        (tmp_path / name).write_bytes(b"anything")
+        with pytest.raises(UserError, match=r"a pickle file, which can run any program.*\.safetensors version"):
+            convert(tmp_path / name, spec, tmp_path / "out")
+    shutil.copytree(theirs, tmp_path / "in")
+    unet = tmp_path / "in" / "unet" / "diffusion_pytorch_model"
+    unet.with_suffix(".safetensors").rename(unet.with_suffix(".bin"))
+    with pytest.raises(UserError, match=r"\.bin: a pickle file"):
+        convert(tmp_path / "in", spec, tmp_path / "out")
+    with pytest.raises(UserError, match="no such file"):
+        convert(tmp_path / "absent.safetensors", spec, tmp_path / "out")
