@@ -92,15 +92,21 @@ class PanGuDraw:
         Raises:
             UserError: a file is missing, corrupt, or does not fit.
         """
-        from mindpangu.models.loading import load_conditioner, load_model_spec, load_tokenizers, load_unets, load_vae
+        from mindpangu.models.inventory import spec_of
+        from mindpangu.models.loading import load_conditioner, load_tokenizers, load_unets, load_vae
+        from mindpangu.models.lora import CellWithLoras
 
         zoo.check(folder)
-        self.spec = load_model_spec(folder)
+        self.model = spec_of(folder)
+        self.spec = self.model.pipeline
         self.schedule = NoiseSchedule(self.spec.schedule)
         self.vae = load_vae(folder / "vae.safetensors")
         self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim)
         self.tokenizers = load_tokenizers(folder, self.spec.towers)
         self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts])
+        towers = zip(self.spec.towers, self.conditioner.towers)
+        self.loras: dict[str, float] = {}
+        self._towers = [CellWithLoras(tower, name, f"towers.{i}.") for i, (name, tower) in enumerate(towers)]
 
     @classmethod
     def from_pretrained(cls, name_or_folder: Union[str, Path], device: str = "auto") -> PanGuDraw:
@@ -112,6 +118,21 @@ class PanGuDraw:
         folder = zoo.find(name_or_folder)
         runtime.start(device)
         return cls(folder)
+
+    def set_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
+        """Have exactly these LoRA files, each at its scale, merged into the weights; none: the weights as loaded.
+
+        Raises:
+            UserError: a file is no LoRA, or one of another model; nothing is changed then.
+        """
+        from mindpangu.models.inventory import parts
+        from mindpangu.models.lora import load_lora
+
+        shapes = parts(self.model) if loras else {}
+        read = [(load_lora(path, self.model, shapes), scale) for path, scale in loras]
+        for net in (*self.unets, *self._towers):
+            net.set_loras(read)
+        self.loras = {path.name: scale for path, scale in loras}
 
     def __call__(
         self, prompts: Union[str, Sequence[str]], *, progress: Optional[Progress] = None, **options: Any
@@ -212,6 +233,8 @@ class PanGuDraw:
         }
         if request.source is not None:
             shown.update(source=request.source.digest, strength=request.strength)
+        if self.loras:
+            shown["loras"] = self.loras
         return {
             "model": self.spec.name,
             "prompt": prompt,

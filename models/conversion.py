@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mindpangu import zoo
+from mindpangu.checkpoint.places import Shapes
 from mindpangu.checkpoint.store import check_file, save_tensors, write_atomically, write_card
 from mindpangu.config import dump
 from mindpangu.errors import UserError
-from mindpangu.models.inventory import Shapes
 from mindpangu.models.spec import ModelSpec
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}

@@ -18,8 +18,8 @@ from mindpangu.checkpoint.store import load_tensors, save_tensors, write_atomica
 from mindpangu.checkpoint.transformers import text_config
 from mindpangu.errors import UserError
 from mindpangu.models.conversion import Said, check_room
-from mindpangu.models.families import diffusers_places, stem_of, subfolder
-from mindpangu.models.inventory import find_spec, parts
+from mindpangu.models.inventory import parts, spec_of
+from mindpangu.models.naming import diffusers_places, stem_of, subfolder
 from mindpangu.models.spec import ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 
@@ -38,7 +38,7 @@ def export_diffusers(folder: Path, out: Path, said: Said = lambda line: None) ->
     Raises:
         UserError: the model has a part that diffusers has no class for; the disk is too small.
     """
-    spec = find_spec(str(folder))
+    spec = spec_of(folder)
     if spec.vae.patch != 1 or len(spec.vae.scale) != 1 or any(spec.vae.shift):
         raise UserError(
             f"{folder}: diffusers has no class for its autoencoder (pixel-unshuffle stem {spec.vae.patch}, "

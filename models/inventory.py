@@ -10,6 +10,7 @@ from typing import Union
 from mindspore import nn
 
 from mindpangu import configs, zoo
+from mindpangu.checkpoint.places import Shapes
 from mindpangu.config import load
 from mindpangu.errors import UserError, nearest
 from mindpangu.models.clip import text_tower
@@ -17,8 +18,6 @@ from mindpangu.models.loading import Spec, load_model_spec, read_spec
 from mindpangu.models.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def described() -> dict[str, Path]:
@@ -42,7 +41,11 @@ def find_spec(name: str) -> ModelSpec:
             f"model '{name}' is unknown; known: {', '.join(names)}; a model folder or a .yaml file is allowed too"
             f"{nearest(name, names)}"
         )
-    folder = zoo.find(name)
+    return spec_of(zoo.find(name))
+
+
+def spec_of(folder: Path) -> ModelSpec:
+    """The spec of the model in a folder. Raises: UserError."""
     pipeline = load_model_spec(folder)
 
     def of(parts: Iterable[str], kind: type[Spec]) -> dict[str, Spec]:

@@ -13,6 +13,7 @@ from mindpangu.checkpoint.store import load_into, load_tensors, read_card
 from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
 from mindpangu.models.conditioner import Conditioner
+from mindpangu.models.lora import Lora, Originals
 from mindpangu.models.spec import PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
@@ -57,13 +58,19 @@ class SharedUNet:
         """Raises: UserError."""
         self.cells, self.path = cells, path
         load_into(cells.whole.trainable_params(), load_tensors(path), str(path))
-        self._weights = [Tensor(p.asnumpy()) for p in cells.whole.trainable_params()]
+        self._weights = {p.name: Tensor(p.asnumpy()) for p in cells.whole.trainable_params()}
+        self._originals = Originals(path.stem, lambda name: self._weights[name].asnumpy())
         cells.present = path
+
+    def set_loras(self, loras: Sequence[tuple[Lora, float]]) -> None:
+        """Have exactly these LoRAs, each at its scale, merged into the weights."""
+        self._weights.update({name: Tensor(value) for name, value in self._originals.with_loras(loras).items()})
+        self.cells.present = None
 
     def _present(self) -> UNetCells:
         if self.cells.present != self.path:
-            for parameter, value in zip(self.cells.whole.trainable_params(), self._weights):
-                parameter.set_data(value)
+            for parameter in self.cells.whole.trainable_params():
+                parameter.set_data(self._weights[parameter.name])
             self.cells.present = self.path
         return self.cells
 

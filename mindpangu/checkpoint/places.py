@@ -10,6 +10,7 @@ from typing import Optional
 import numpy as np
 
 Shape = tuple[int, ...]
+Shapes = dict[str, Shape]  # of parameters, by name
 
 
 @dataclass(frozen=True)

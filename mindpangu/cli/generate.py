@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -33,6 +34,25 @@ def parse_styles(texts: list[str]) -> dict[str, float]:
         except ValueError:
             raise UserError(f"--style {text}: use name=weight, for example --style fluent_3d=2") from None
     return styles
+
+
+def parse_loras(texts: list[str]) -> list[tuple[Path, float]]:
+    """["a.safetensors=0.8", "b.safetensors"] -> [(Path, 0.8), (Path, 1.0)].
+
+    Raises:
+        UserError: a scale that is not a finite number.
+    """
+    loras = []
+    for text in texts:
+        name, sign, scale = text.rpartition("=")
+        try:
+            number = float(scale) if sign else 1.0
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"--lora {text}: use file=scale, for example --lora ink.safetensors=0.8")
+        loras.append((Path(name if sign else text), number))
+    return loras
 
 
 def check_writable(folder: Path) -> None:
@@ -82,6 +102,7 @@ def generate(
     init: Optional[Path] = typer.Option(None, help="A picture to start from instead of noise."),
     strength: float = typer.Option(0.6, help="How far from --init to go: 1 is all the way."),
     mask: Optional[Path] = typer.Option(None, help="Draw anew only where this picture is light; needs --init."),
+    lora: list[str] = typer.Option([], help="file.safetensors=scale: merge a LoRA (kohya, PEFT); may be repeated."),
     lag: bool = typer.Option(False, "--lag", help="Switch the nets one step late, as the released code does."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
@@ -90,12 +111,13 @@ def generate(
 ) -> None:
     """Draw pictures from prompts."""
     started = time.monotonic()
-    styles = parse_styles(style)
+    styles, loras = parse_styles(style), parse_loras(lora)
     check_writable(out)
     from mindpangu.infer.files import contact_sheet, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model, device)
+    pipeline.set_loras(loras)
     source = open_source(init, mask, size or pipeline.spec.default_size)
     shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag)
     start = None if source is None else strength

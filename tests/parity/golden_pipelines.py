@@ -21,8 +21,8 @@ from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
 from mindpangu.infer.pipeline import picture_noise  # noqa: E402
 from mindpangu.models.conversion import write_model  # noqa: E402
 from mindpangu.models.export import export_diffusers  # noqa: E402
-from mindpangu.models.families import diffusers_places  # noqa: E402
-from mindpangu.models.inventory import find_spec, parts  # noqa: E402
+from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
+from mindpangu.models.naming import diffusers_places  # noqa: E402
 from mindpangu.models.spec import ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
 from tests.parity.weights import draw, value_of  # noqa: E402
@@ -30,6 +30,7 @@ from tests.parity.weights import draw, value_of  # noqa: E402
 GOLDEN = Path(__file__).parent / "golden" / "pipelines.npz"
 FAMILIES = ("sd15", "sd21", "sdxl", "sdxl_refiner")
 FROM_PICTURE = ("sdxl_refiner",)
+WITH_LORA, LORAS = ("sd15", "sdxl"), {"kohya": 0.7, "peft": -0.4}
 PROMPTS, NEGATIVE = ("a red bus, one", "一只狐狸"), "blurry"
 SIZE, FACTOR, STEPS, GUIDANCE, SEED, STRENGTH = 64, 8, 4, 3.0, 5, 0.5
 EVERY = 2  # pixels kept in the file, each way
@@ -77,7 +78,7 @@ def build(spec: ModelSpec, out: Path) -> None:
 
 def single_file(folder: Path, path: Path) -> None:
     """The model of a folder as its family's single file."""
-    spec, tensors = find_spec(str(folder)), {}
+    spec, tensors = spec_of(folder), {}
     open_clip_a = spec.pipeline.name.startswith("sd2")
     prefixes = {
         "text_a": "cond_stage_model.model."
@@ -117,6 +118,35 @@ def source_picture() -> np.ndarray:
     """(SIZE, SIZE, 3) uint8: a picture to start from."""
     y, x = np.mgrid[:SIZE, :SIZE]
     return np.stack([4 * x % 256, 4 * y % 256, (x // 8 + y // 8) % 2 * 200], -1).astype(np.uint8)
+
+
+def lora_tensors(spec: ModelSpec, form: str) -> dict[str, np.ndarray]:
+    """A LoRA of a model in a file's form: "kohya" with alpha, or "peft" with a convolution, on UNet and towers."""
+    shapes = parts(spec)
+    places, tensors, rank = diffusers_places(spec, shapes), {}, 4
+    prefixes = {
+        "kohya": {"unet": "lora_unet_", "text_a": "lora_te1_" if "text_b" in spec.texts else "lora_te_"},
+        "peft": {"unet": "unet.", "text_a": "text_encoder."},
+    }[form]
+    prefixes["text_b"] = {"kohya": "lora_te2_", "peft": "text_encoder_2."}[form]
+    chosen = ("to_q", "to_v", "to_out.0", "ff.net.2", "q_proj", "out_proj", "fc1") + (
+        ("conv1",) if form == "peft" else ()
+    )
+    for part in (*spec.unets, *spec.texts):
+        for name, place in places[part].items():
+            out, *rest = shapes[part][name]
+            for theirs in place.names:
+                module = theirs.removesuffix(".weight")
+                if not (theirs.endswith(".weight") and module.endswith(chosen)):
+                    continue
+                down, up = (rank, *rest), (out // len(place.names), rank, *[1] * (len(rest) - 1))
+                halves = {"kohya": (".lora_down", ".lora_up"), "peft": (".lora_A", ".lora_B")}[form]
+                stem = prefixes[part] + (module.replace(".", "_") if form == "kohya" else module)
+                tensors[f"{stem}{halves[0]}.weight"] = draw(f"{stem} down", down)
+                tensors[f"{stem}{halves[1]}.weight"] = draw(f"{stem} up", up)
+                if form == "kohya":
+                    tensors[f"{stem}.alpha"] = np.array(3.0, np.float32)
+    return tensors
 
 
 def noise(prompt: str) -> np.ndarray:
@@ -163,6 +193,18 @@ def main() -> None:
             export_diffusers(ours, theirs)
             arrays[family] = draw_with(diffusers.DiffusionPipeline.from_pretrained(theirs), family)
             single_file(ours, single)
+            if family in WITH_LORA:
+                pipeline = diffusers.DiffusionPipeline.from_pretrained(theirs)
+                for form, scale in LORAS.items():
+                    save_tensors(single.with_name(f"{form}.safetensors"), lora_tensors(narrow(family), form))
+                    pipeline.load_lora_weights(single.parent, weight_name=f"{form}.safetensors", adapter_name=form)
+                    pipeline.set_adapters([form], [scale])
+                    arrays[f"{family}.{form}"] = draw_with(pipeline, family)
+                pipeline.set_adapters(list(LORAS), list(LORAS.values()))
+                arrays[f"{family}.both"] = draw_with(pipeline, family)
+                for name in ("kohya", "peft", "both"):
+                    moved = np.abs(arrays[f"{family}.{name}"] - arrays[family]).mean()
+                    print(family, name, "moves the picture by", moved)
             kind = getattr(diffusers, type(diffusers.DiffusionPipeline.from_pretrained(theirs)).__name__)
             again = draw_with(kind.from_single_file(str(single), config=str(theirs), local_files_only=True), family)
             print(family, arrays[family].shape, "single file differs by", np.abs(again - arrays[family]).max())

@@ -17,13 +17,16 @@ from tests.parity.golden_pipelines import (
     FROM_PICTURE,
     GOLDEN,
     GUIDANCE,
+    LORAS,
     NEGATIVE,
     PROMPTS,
     SEED,
     STEPS,
     STRENGTH,
+    WITH_LORA,
     build,
     export_diffusers,
+    lora_tensors,
     narrow,
     single_file,
     source_picture,
@@ -73,6 +76,37 @@ def test_the_pictures_are_diffusers(folders, family, monkeypatch):
     ours = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
     with np.load(GOLDEN) as gold:
         assert np.abs(ours - 255 * gold[family].astype(np.float64)).max() <= LEVEL
+
+
+@pytest.mark.parametrize("family", WITH_LORA)
+def test_loras_move_the_pictures_as_diffusers_does(folders, family, tmp_path, monkeypatch):
+    """kohya's and PEFT's file, each at its scale, then both, then none: the weights are bit for bit as before."""
+    monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
+    from mindpangu.infer.pipeline import PanGuDraw
+
+    model = PanGuDraw.from_pretrained(folders[family][1], "CPU")
+
+    def draw():
+        drawn = model(PROMPTS, steps=STEPS, guidance=GUIDANCE, negative=NEGATIVE, seed=SEED)
+        return np.stack([np.asarray(one.image) for one in drawn])
+
+    without, loras = draw(), {}
+    for form, scale in LORAS.items():
+        path = tmp_path / f"{form}.safetensors"
+        save_tensors(path, lora_tensors(folders[family][0], form))
+        loras[form] = [(path, scale)]
+    loras["both"] = [one for some in loras.values() for one in some]
+    with np.load(GOLDEN) as gold:
+        for name, some in loras.items():
+            model.set_loras(some)
+            ours = draw()[:, ::EVERY, ::EVERY].astype(np.float64)
+            assert np.abs(ours - 255 * gold[f"{family}.{name}"].astype(np.float64)).max() <= LEVEL, name
+    of_text = {name: value for name, value in lora_tensors(folders[family][0], "peft").items() if "text" in name}
+    save_tensors(tmp_path / "text.safetensors", of_text)
+    model.set_loras([(tmp_path / "text.safetensors", LORAS["peft"])])
+    assert np.abs(draw().astype(np.float64) - without).max() > 4 * LEVEL  # so the pictures above judge the towers too
+    model.set_loras([])
+    np.testing.assert_array_equal(draw(), without)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

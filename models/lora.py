@@ -1,0 +1,108 @@
+"""LoRA on our nets: which parameter a module's update belongs to, merging into weights, and out of them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindpangu.checkpoint.lora import Update, flat, read_lora
+from mindpangu.checkpoint.places import Shapes
+from mindpangu.checkpoint.store import MAX_NAMED
+from mindpangu.errors import UserError
+from mindpangu.models.naming import TOWERS, diffusers_places
+from mindpangu.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Target:
+    """Rows number `third` of three (or all of them, where None) of one of our parameters."""
+
+    parameter: str
+    third: int
+    thirds: int
+
+
+Lora = dict[str, list[tuple[Target, Update]]]  # by part of the model
+
+
+def targets(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> dict[str, dict[str, Target]]:
+    """For every part: {module's flat name: where its update goes}, under diffusers' names and under ldm's."""
+    table: dict[str, dict[str, Target]] = {}
+    for part, places in diffusers_places(spec, shapes).items():
+        mine = table.setdefault(part, {})
+        for name, place in places.items():
+            if name.endswith("weight"):
+                for i, theirs in enumerate(place.names):
+                    mine[flat(theirs.removesuffix(".weight"))] = Target(name, i, len(place.names))
+                mine.setdefault(flat(name.removesuffix(".weight")), Target(name, 0, 1))
+    return table
+
+
+def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora:
+    """The updates of a file for the parts of a model; what it has for "unet" goes to every UNet.
+
+    Raises:
+        UserError: see `read_lora`; or a module that the model does not have, or of another shape.
+    """
+    table = targets(spec, shapes)
+    parts_of = {"unet": list(spec.unets), **{theirs: [ours] for ours, theirs in TOWERS.items() if ours in spec.texts}}
+    lora: Lora = {}
+    unknown, misshapen = [], []
+    for (part, module), update in read_lora(path).items():
+        for ours in parts_of.get(part, [""]):
+            target = table.get(ours, {}).get(module)
+            if target is None:
+                unknown.append(f"{part} {module}")
+                continue
+            shape = shapes[ours][target.parameter]
+            wanted = (shape[0] // target.thirds, int(np.prod(shape[1:])))
+            if (update.up.shape[0], update.down.shape[1]) != wanted:
+                misshapen.append(f"{part} {module} {[update.up.shape[0], update.down.shape[1]]} for {list(wanted)}")
+                continue
+            lora.setdefault(ours, []).append((target, update))
+    for what, names in (("has no module", unknown), ("has another shape of", misshapen)):
+        if names:
+            more = ", …" if len(names) > MAX_NAMED else ""
+            raise UserError(
+                f"{path}: {spec.pipeline.name} {what} {', '.join(names[:MAX_NAMED])}{more} ({len(names)} in all); the "
+                "LoRA is of another model"
+            )
+    return lora
+
+
+class Originals:
+    """The weights of one part as they were before any LoRA; `read(name)` gives a weight as it is now."""
+
+    def __init__(self, part: str, read: Callable[[str], np.ndarray]) -> None:
+        self.part, self.read = part, read
+        self.kept: dict[str, np.ndarray] = {}
+
+    def with_loras(self, loras: Sequence[tuple[Lora, float]]) -> dict[str, np.ndarray]:
+        """{name: weight} to set, so that the part has exactly these LoRAs, each at its scale, and no earlier ones."""
+        wanted = {target.parameter for lora, _ in loras for target, _ in lora.get(self.part, [])}
+        for name in wanted - set(self.kept):
+            self.kept[name] = self.read(name).copy()
+        changed = {name: self.kept.pop(name) for name in set(self.kept) - wanted}
+        changed.update({name: self.kept[name].astype(np.float32) for name in wanted})
+        for lora, scale in loras:
+            for target, update in lora.get(self.part, []):
+                rows = np.split(changed[target.parameter], target.thirds)[target.third]
+                rows += np.float32(scale) * update.delta().reshape(rows.shape)
+        return changed
+
+
+class CellWithLoras:
+    """A Cell that stands for a part of a model; its parameters' names begin with `prefix`."""
+
+    def __init__(self, cell: nn.Cell, part: str, prefix: str) -> None:
+        self.parameters = {p.name[len(prefix) :]: p for p in cell.trainable_params()}
+        self.originals = Originals(part, lambda name: self.parameters[name].asnumpy())
+
+    def set_loras(self, loras: Sequence[tuple[Lora, float]]) -> None:
+        """Have exactly these LoRAs, each at its scale, merged into the parameters."""
+        for name, value in self.originals.with_loras(loras).items():
+            self.parameters[name].set_data(Tensor(value))

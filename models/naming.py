@@ -1,0 +1,59 @@
+"""What other people's files call the parts of a model and their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mindpangu.checkpoint import ldm
+from mindpangu.checkpoint.diffusers import unet_places, vae_places
+from mindpangu.checkpoint.places import Place, Shapes
+from mindpangu.checkpoint.tensor_files import TensorFiles
+from mindpangu.checkpoint.transformers import tower_a_places, tower_b_places
+from mindpangu.errors import UserError
+from mindpangu.models.spec import ModelSpec
+
+TOWERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
+
+Places = dict[str, dict[str, Place]]  # by part, then by parameter
+
+
+def subfolder(part: str) -> str:
+    """Where diffusers keeps a part: the towers under its names, others under their own."""
+    return TOWERS.get(part, part)
+
+
+def stem_of(part: str) -> str:
+    """What a part's files are called there."""
+    return "model" if part in TOWERS else "diffusion_pytorch_model"
+
+
+def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
+    """Every part's parameters in diffusers' and transformers' names."""
+    vector = "class_embedding" if spec.pipeline.told == "index" else "add_embedding"
+    places: Places = {"vae": vae_places(shapes["vae"], len(spec.vae.channel_mult))}
+    for name, unet in spec.unets.items():
+        levels, blocks = len(unet.channel_mult), unet.num_res_blocks
+        places[name] = unet_places(shapes[name], levels, blocks, unet.transformer_depth, vector)
+    for name, text in spec.texts.items():
+        table = tower_b_places if text.output == "penultimate" else tower_a_places
+        places[name] = table(shapes[name])
+    return places
+
+
+def ldm_places(spec: ModelSpec, shapes: Mapping[str, Shapes], found: TensorFiles) -> Places:
+    """Every part's parameters in a single file's names.
+
+    Raises:
+        UserError: the file holds no text tower of the kind that the model has.
+    """
+    places: Places = {"vae": ldm.net_places(ldm.VAE, shapes["vae"])}
+    for name in spec.unets:
+        places[name] = ldm.net_places(ldm.UNET, shapes[name])
+    for name in spec.texts:
+        places[name] = ldm.tower_places(shapes[name], found.shapes)
+        if not places[name]:
+            raise UserError(
+                f"{found.paths[0]}: holds no text tower such as {spec.pipeline.name} has; is it the whole "
+                "model, and not its UNet alone, or of another family?"
+            )
+    return places
