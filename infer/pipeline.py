@@ -26,6 +26,8 @@ from mindpangu.diffusion import (
     TimeDecoupled,
 )
 from mindpangu.diffusion.schedule import SIGMA_LISTS
+from mindpangu.errors import UserError
+from mindpangu.infer.control import Control, ControlledDenoiser
 from mindpangu.infer.request import Request, check
 from mindpangu.infer.step_cache import StepCache
 
@@ -153,6 +155,9 @@ class PanGuDraw:
         given = {key: value for key, value in options.items() if value is not None}
         request = Request((prompts,) if isinstance(prompts, str) else tuple(prompts), **{**defaults, **given})
         check(request, self.spec)
+        for unet in self.model.unets.values():
+            if not all(control.fits(unet, self.vae.spec.factor) for control in request.controls):
+                raise UserError(f"a ControlNet does not fit {self.spec.name}: it was made for nets of another shape")
         return list(self.draw(request, progress))
 
     def draw(self, request: Request, progress: Optional[Progress] = None) -> Iterator[Drawing]:
@@ -191,13 +196,14 @@ class PanGuDraw:
         ids = tuple(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers)
         return self.conditioner(ids, None if told is None else Tensor(told))
 
-    def denoiser(self, cache_interval: int = 1, lag: bool = False) -> TimeDecoupled:
+    def denoiser(self, cache_interval: int = 1, lag: bool = False, controls: Sequence[Control] = ()) -> TimeDecoupled:
         """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features."""
         nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
-        experts = [NetDenoiser(net, self.schedule, self.spec.prediction) for net in nets]
+        kind = partial(ControlledDenoiser, controls=controls) if controls else NetDenoiser
+        experts = [kind(net, schedule=self.schedule, prediction=self.spec.prediction) for net in nets]
         lowest = list(self.spec.experts.values())[:-1]
-        kind = LaggingTimeDecoupled if lag else TimeDecoupled
-        return kind(experts, [float(self.schedule.sigma(t)) for t in lowest])
+        switch = LaggingTimeDecoupled if lag else TimeDecoupled
+        return switch(experts, [float(self.schedule.sigma(t)) for t in lowest])
 
     def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
         from mindspore import Tensor
@@ -211,7 +217,9 @@ class PanGuDraw:
 
         cond = self._condition(request, [prompt for prompt, _ in batch])
         denoiser: Denoiser = Guided(
-            self.denoiser(request.cache_interval, request.lag), request.guidance, tuple(request.styles.values())
+            self.denoiser(request.cache_interval, request.lag, request.controls),
+            request.guidance,
+            tuple(request.styles.values()),
         )
         if request.source is None:
             start = noise(0) * float(np.sqrt(1 + sigmas[0] ** 2))
@@ -229,10 +237,14 @@ class PanGuDraw:
 
     def _settings(self, request: Request, prompt: str, index: int) -> dict[str, Any]:
         shown = {
-            key: value for key, value in vars(request).items() if key not in ("prompts", "n", "source", "strength")
+            key: value
+            for key, value in vars(request).items()
+            if key not in ("prompts", "n", "source", "strength", "controls")
         }
         if request.source is not None:
             shown.update(source=request.source.digest, strength=request.strength)
+        if request.controls:
+            shown["controls"] = [control.settings for control in request.controls]
         if self.loras:
             shown["loras"] = self.loras
         return {

@@ -11,6 +11,7 @@ from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
+from mindpangu.infer.control import Control
 from mindpangu.infer.source import Source
 from mindpangu.models.spec import PipelineSpec
 
@@ -24,7 +25,7 @@ class Request:
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
     sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
     features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
-    through, 1 for all; lag: switch the nets one step late, as the released code does.
+    through, 1 for all; lag: switch the nets one step late, as the released code does; controls: ControlNets that steer.
     """
 
     prompts: tuple[str, ...]
@@ -41,6 +42,7 @@ class Request:
     source: Optional[Source] = None
     strength: float = 0.6
     lag: bool = False
+    controls: tuple[Control, ...] = ()
 
     @property
     def width(self) -> int:
@@ -100,6 +102,12 @@ def check(request: Request, spec: PipelineSpec) -> None:
     if request.source is not None and request.source.picture.shape[:2] != (request.height, request.width):
         height, width = request.source.picture.shape[:2]
         raise UserError(f"the source is {width}x{height} and size is {request.size}; they must be equal")
+    for control in request.controls:
+        if control.picture.shape[:2] != (request.height, request.width):
+            height, width = control.picture.shape[:2]
+            raise UserError(f"a control picture is {width}x{height} and size is {request.size}; they must be equal")
+    if request.controls and request.cache_interval > 1:
+        raise UserError(f"cache_interval {request.cache_interval} does not go with ControlNets; use 1")
     for style, weight in request.styles.items():
         if style not in spec.styles:
             raise UserError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,12 @@ import numpy as np
 from mindpangu.checkpoint import ldm
 from mindpangu.checkpoint.diffusers import as_stored
 from mindpangu.checkpoint.places import Place, Shapes
-from mindpangu.checkpoint.store import check_fit, file_digest
+from mindpangu.checkpoint.store import check_fit, file_digest, save_checkpoint
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
-from mindpangu.models.conversion import Said, write_model
-from mindpangu.models.inventory import parts
-from mindpangu.models.naming import diffusers_places, ldm_places, stem_of, subfolder
-from mindpangu.models.spec import ModelSpec
+from mindpangu.models.conversion import DTYPES, Said, check_room, narrowed, write_model
+from mindpangu.models.inventory import parts, shapes_of
+from mindpangu.models.naming import controlnet_places, diffusers_places, ldm_places, stem_of, subfolder
+from mindpangu.models.spec import ControlNetSpec, ModelSpec
 from mindpangu.text.vocabularies import clip_bpe
 
 
@@ -54,6 +56,28 @@ def convert_family(
         return places[part][name].read(shapes[part][name], files[part].read)
 
     write_model(spec, shapes, read, sources, out, dtype, shard_bytes, dict.fromkeys(spec.texts, clip_bpe()), said)
+
+
+def convert_controlnet(source: Path, model: ModelSpec, out: Path, dtype: str, said: Said = lambda line: None) -> None:
+    """Write out/controlnet.safetensors from a ControlNet for `model`: a file in its release's names or in diffusers',
+    or the latter's folder.
+
+    Raises:
+        UserError: absent, a pickle, damaged; a parameter is missing, unexpected or mis-shaped; the disk is too small.
+    """
+    spec = ControlNetSpec(next(iter(model.unets.values())))
+    shapes = shapes_of(spec)
+    files = TensorFiles(folder_files(source, stem_of("controlnet")) if source.is_dir() else [source])
+    if any(name.startswith(ldm.CONTROL) for name in files.shapes):
+        places = ldm.net_places(ldm.CONTROL, shapes)
+    else:
+        places = controlnet_places(model, spec, shapes)
+    check_places(places, shapes, files.shapes, str(source))
+    check_room(out, np.dtype(DTYPES[dtype]).itemsize * sum(prod(shape) for shape in shapes.values()))
+    said("controlnet.safetensors")
+    tensors = {name: narrowed(place.read(shapes[name], files.read), dtype, name) for name, place in places.items()}
+    sources = {path.name: file_digest(path) for path in files.paths}
+    save_checkpoint(out / "controlnet.safetensors", tensors, {"spec": asdict(spec), "source": sources})
 
 
 def check_places(

@@ -14,10 +14,13 @@ from mindpangu.checkpoint.places import Shapes
 from mindpangu.config import load
 from mindpangu.errors import UserError, nearest
 from mindpangu.models.clip import text_tower
+from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.loading import Spec, load_model_spec, read_spec
-from mindpangu.models.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.models.spec import ControlNetSpec, ModelSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
+
+NetSpec = Union[UNetSpec, VAESpec, TextSpec, ControlNetSpec]
 
 
 def described() -> dict[str, Path]:
@@ -57,18 +60,23 @@ def spec_of(folder: Path) -> ModelSpec:
 
 def parts(spec: ModelSpec) -> dict[str, Shapes]:
     """Parameters of each part, from Cells that hold no weights."""
+    return {name: shapes_of(one) for name, one in spec.parts.items()}
+
+
+def shapes_of(spec: NetSpec) -> Shapes:
+    """Parameters of a net, from a Cell that holds no weights."""
     from mindspore.nn.utils import no_init_parameters
 
     with no_init_parameters():
-        return {
-            name: {p.name: tuple(p.shape) for p in net_of(one).get_parameters()} for name, one in spec.parts.items()
-        }
+        return {p.name: tuple(p.shape) for p in net_of(spec).get_parameters()}
 
 
-def net_of(spec: Union[UNetSpec, VAESpec, TextSpec]) -> nn.Cell:
+def net_of(spec: NetSpec) -> nn.Cell:
     """The Cell of a spec."""
     if isinstance(spec, UNetSpec):
         return UNet(spec)
+    if isinstance(spec, ControlNetSpec):
+        return ControlNet(spec)
     return AutoencoderKL(spec) if isinstance(spec, VAESpec) else text_tower(spec)
 
 

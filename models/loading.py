@@ -9,17 +9,18 @@ from typing import Optional, TypeVar
 from mindspore import Tensor
 
 from mindpangu import zoo
-from mindpangu.checkpoint.store import load_into, load_tensors, read_card
+from mindpangu.checkpoint.store import load_into, load_tensors, read_card, verify
 from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
 from mindpangu.models.conditioner import Conditioner
+from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.lora import Lora, Originals
-from mindpangu.models.spec import PipelineSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.models.spec import ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.text.tokenizer import TextTokenizer
 
-Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec)
+Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec, ControlNetSpec)
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:
@@ -34,6 +35,14 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
 def load_vae(path: Path) -> AutoencoderKL:
     """The autoencoder of a checkpoint, for inference. Raises: UserError."""
     net = AutoencoderKL(read_spec(path, VAESpec))
+    load_into(net.trainable_params(), load_tensors(path), str(path))
+    return net.set_train(False)
+
+
+def load_controlnet(path: Path) -> ControlNet:
+    """The ControlNet of a checkpoint, for inference. Raises: UserError."""
+    verify(path)
+    net = ControlNet(read_spec(path, ControlNetSpec))
     load_into(net.trainable_params(), load_tensors(path), str(path))
     return net.set_train(False)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mindpangu.checkpoint import ldm
-from mindpangu.checkpoint.diffusers import unet_places, vae_places
+from mindpangu.checkpoint.diffusers import Vector, unet_places, vae_places
 from mindpangu.checkpoint.places import Place, Shapes
 from mindpangu.checkpoint.tensor_files import TensorFiles
 from mindpangu.checkpoint.transformers import tower_a_places, tower_b_places
 from mindpangu.errors import UserError
-from mindpangu.models.spec import ModelSpec
+from mindpangu.models.spec import ControlNetSpec, ModelSpec
 
 TOWERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
 
@@ -29,7 +29,7 @@ def stem_of(part: str) -> str:
 
 def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
     """Every part's parameters in diffusers' and transformers' names."""
-    vector = "class_embedding" if spec.pipeline.told == "index" else "add_embedding"
+    vector: Vector = "class_embedding" if spec.pipeline.told == "index" else "add_embedding"
     places: Places = {"vae": vae_places(shapes["vae"], len(spec.vae.channel_mult))}
     for name, unet in spec.unets.items():
         levels, blocks = len(unet.channel_mult), unet.num_res_blocks
@@ -38,6 +38,14 @@ def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
         table = tower_b_places if text.output == "penultimate" else tower_a_places
         places[name] = table(shapes[name])
     return places
+
+
+def controlnet_places(model: ModelSpec, spec: ControlNetSpec, shapes: Shapes) -> dict[str, Place]:
+    """A ControlNet's parameters in diffusers' names."""
+    vector: Vector = "class_embedding" if model.pipeline.told == "index" else "add_embedding"
+    unet = spec.unet
+    levels, blocks = len(unet.channel_mult), unet.num_res_blocks
+    return unet_places(shapes, levels, blocks, unet.transformer_depth, vector, control=True)
 
 
 def ldm_places(spec: ModelSpec, shapes: Mapping[str, Shapes], found: TensorFiles) -> Places:

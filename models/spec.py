@@ -65,6 +65,23 @@ class UNetSpec:
 
 
 @dataclass(frozen=True)
+class ControlNetSpec:
+    """A ControlNet (arXiv 2302.05543) for UNets of the shape `unet`: its way down and middle once more, and a stem.
+
+    The stem takes a picture of `hint_channels` through convolutions of `hint_widths`, each but the first halving it.
+    """
+
+    unet: UNetSpec
+    hint_channels: int = 3
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the hint per latent, along a side."""
+        return int(2 ** (len(self.hint_widths) - 1))
+
+
+@dataclass(frozen=True)
 class VAESpec:
     """A KL autoencoder (arXiv 2112.10752). `patch` > 1 puts a pixel-unshuffle stem in front: cheap on large pictures.
 

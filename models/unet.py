@@ -140,17 +140,13 @@ class Downsample(nn.Cell):
         return self.op(x)
 
 
-class UNet(nn.Cell):
-    """construct(x (N, C, h, w), t (N,), context (N, T, K), vector (N, V) or None) -> (N, out_channels, h, w).
-
-    t counts 0 … 999 and may be fractional. What the output means (ε, v, x0) is `mindpangu.diffusion`'s business.
-    """
+class UNetEncoder(nn.Cell):
+    """What a UNet and a ControlNet have in common: the embeddings, the way down and the middle."""
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__()
         self.spec = spec
         embedding = 4 * spec.model_channels
-        self.shallow = spec.num_res_blocks + 1  # stages at full resolution, down as well as up
         self.timestep = SinusoidalEmbedding(spec.model_channels)
         self.time_embed = nn.CellList(
             [linear(spec.model_channels, embedding), nn.Identity(), linear(embedding, embedding)]
@@ -160,17 +156,9 @@ class UNet(nn.Cell):
             inner = nn.CellList([linear(spec.vector_dim, embedding), nn.Identity(), linear(embedding, embedding)])
             self.label_emb = nn.CellList([inner])
         widths = [spec.model_channels * mult for mult in spec.channel_mult]
-        self.input_blocks, skips = self._down(spec, widths, embedding)
+        self.input_blocks, self.skip_channels = self._down(spec, widths, embedding)
         self.middle_block = nn.CellList(self._block(spec, widths[-1], widths[-1], embedding, spec.depth_in_middle))
         self.middle_block.append(ResBlock(widths[-1], widths[-1], embedding, spec.norm_groups))
-        self.output_blocks = self._up(spec, widths, embedding, skips)
-        self.out = nn.CellList(
-            [
-                GroupNormSiLU(widths[0], spec.norm_groups, RES_EPS),
-                nn.Identity(),
-                conv3x3(widths[0], spec.out_channels, init="zeros"),
-            ]
-        )
 
     @staticmethod
     def _block(spec: UNetSpec, in_channels: int, out_channels: int, embedding: int, depth: int) -> list[nn.Cell]:
@@ -189,18 +177,6 @@ class UNet(nn.Cell):
                 stages.append(nn.CellList([Downsample(width)]))
                 skips.append(width)
         return nn.CellList(stages), skips
-
-    def _up(self, spec: UNetSpec, widths: list[int], embedding: int, skips: list[int]) -> nn.CellList:
-        stages, channels, skips = [], widths[-1], list(skips)
-        for level in reversed(range(len(widths))):
-            for i in range(spec.num_res_blocks + 1):
-                depth = spec.transformer_depth[level]
-                layers = self._block(spec, channels + skips.pop(), widths[level], embedding, depth)
-                channels = widths[level]
-                if level and i == spec.num_res_blocks:
-                    layers.append(Upsample(channels))
-                stages.append(nn.CellList(layers))
-        return nn.CellList(stages)
 
     @staticmethod
     def _stage(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
@@ -221,6 +197,40 @@ class UNet(nn.Cell):
             embedding = embedding + self.label_emb[0][2](ops.silu(self.label_emb[0][0](vector)))
         return ops.silu(embedding)
 
+
+class UNet(UNetEncoder):
+    """construct(x (N, C, h, w), t (N,), context (N, T, K), vector (N, V) or None, control or None)
+    -> (N, out_channels, h, w).
+
+    t counts 0 … 999 and may be fractional. What the output means (ε, v, x0) is `mindpangu.diffusion`'s business.
+    `control`: what a ControlNet gives: a tensor for each skip connection, then one for the middle; they are added.
+    """
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__(spec)
+        self.shallow = spec.num_res_blocks + 1  # stages at full resolution, down as well as up
+        widths = [spec.model_channels * mult for mult in spec.channel_mult]
+        self.output_blocks = self._up(spec, widths, 4 * spec.model_channels, self.skip_channels)
+        self.out = nn.CellList(
+            [
+                GroupNormSiLU(widths[0], spec.norm_groups, RES_EPS),
+                nn.Identity(),
+                conv3x3(widths[0], spec.out_channels, init="zeros"),
+            ]
+        )
+
+    def _up(self, spec: UNetSpec, widths: list[int], embedding: int, skips: list[int]) -> nn.CellList:
+        stages, channels, skips = [], widths[-1], list(skips)
+        for level in reversed(range(len(widths))):
+            for i in range(spec.num_res_blocks + 1):
+                depth = spec.transformer_depth[level]
+                layers = self._block(spec, channels + skips.pop(), widths[level], embedding, depth)
+                channels = widths[level]
+                if level and i == spec.num_res_blocks:
+                    layers.append(Upsample(channels))
+                stages.append(nn.CellList(layers))
+        return nn.CellList(stages)
+
     def enter(self, x: Tensor, embedding: Tensor, context: Tensor) -> list[Tensor]:
         """The full-resolution stages on the way down; their outputs."""
         skips = []
@@ -229,29 +239,54 @@ class UNet(nn.Cell):
             skips.append(x)
         return skips
 
-    def dive(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def dive(
+        self, x: Tensor, embedding: Tensor, context: Tensor, control: Optional[tuple[Tensor, ...]] = None
+    ) -> Tensor:
         """All that lies below the full resolution: from `enter`'s last output to what `leave` takes."""
         skips = []
         for i in range(self.shallow, len(self.input_blocks)):
             x = self._stage(self.input_blocks[i], x, embedding, context)
             skips.append(x)
         x = self._stage(self.middle_block, x, embedding, context)
+        if control is not None:
+            x = x + control[len(self.input_blocks)]
         for i in range(len(self.output_blocks) - self.shallow):
-            x = mops.concat((x, skips[-1 - i]), 1)
+            skip = skips[-1 - i]
+            if control is not None:
+                skip = skip + control[len(self.input_blocks) - 1 - i]
+            x = mops.concat((x, skip), 1)
             x = self._stage(self.output_blocks[i], x, embedding, context)
         return x
 
-    def leave(self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor) -> Tensor:
+    def leave(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        embedding: Tensor,
+        context: Tensor,
+        control: Optional[tuple[Tensor, ...]] = None,
+    ) -> Tensor:
         """The full-resolution stages on the way up, and the output."""
         for i in range(self.shallow):
-            x = mops.concat((x, skips[-1 - i]), 1)
+            skip = skips[-1 - i]
+            if control is not None:
+                skip = skip + control[self.shallow - 1 - i]
+            x = mops.concat((x, skip), 1)
             x = self._stage(self.output_blocks[i - self.shallow], x, embedding, context)
         return self.out[2](self.out[0](x))
 
-    def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Optional[Tensor] = None) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        vector: Optional[Tensor] = None,
+        control: Optional[tuple[Tensor, ...]] = None,
+    ) -> Tensor:
         embedding = self.embed(t, vector)
         skips = self.enter(x, embedding, context)
-        return self.leave(self.dive(skips[-1], embedding, context), skips, embedding, context)
+        deep = self.dive(skips[-1], embedding, context, control)
+        return self.leave(deep, skips, embedding, context, control)
 
 
 class UNetWithDeep(nn.Cell):

@@ -33,17 +33,21 @@ _VAE_MIDDLE = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attent
 _OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
+Vector = Literal["class_embedding", "add_embedding"]
+
 
 def unet_places(
     names: Collection[str],
     levels: int,
     num_res_blocks: int,
     transformer_depth: Sequence[int],
-    vector: Literal["class_embedding", "add_embedding"] = "class_embedding",
+    vector: Vector = "class_embedding",
+    control: bool = False,
 ) -> dict[str, Place]:
-    """The UNet's parameters in diffusers' UNet2DConditionModel, where `vector` takes the vector in.
+    """The UNet's parameters in diffusers' UNet2DConditionModel, or (`control`) a ControlNet's in its ControlNetModel.
 
-    "class_embedding": as a projected class embedding; "add_embedding": after its "text_time" addition (SDXL).
+    `vector`: "class_embedding": taken in as a projected class embedding; "add_embedding": after its "text_time"
+    addition (SDXL).
     """
     blocks = {**_ENDS, "label_emb.0.0": f"{vector}.linear_1", "label_emb.0.2": f"{vector}.linear_2"}
     attends = any(name.startswith("middle_block.2.") for name in names)
@@ -57,8 +61,10 @@ def unet_places(
             number += 1
         blocks[f"input_blocks.{number}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
         number += 1
+    if control:
+        blocks.update(_control_blocks(names))
     number = 0
-    for up in range(levels):
+    for up in range(levels if not control else 0):
         depth = transformer_depth[levels - 1 - up]
         for i in range(num_res_blocks + 1):
             blocks[f"output_blocks.{number}.0"] = f"up_blocks.{up}.resnets.{i}"
@@ -67,6 +73,17 @@ def unet_places(
             blocks[f"output_blocks.{number}.{2 if depth else 1}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
             number += 1
     return whole({name: _translated(name, blocks) for name in names})
+
+
+def _control_blocks(names: Collection[str]) -> dict[str, str]:
+    """A ControlNet's own layers."""
+    stem = sorted({int(name.split(".")[1]) for name in names if name.startswith("input_hint_block.")})
+    inside = {f"input_hint_block.{n}": f"controlnet_cond_embedding.blocks.{i}" for i, n in enumerate(stem[1:-1])}
+    ends = {stem[0]: "conv_in", stem[-1]: "conv_out"}
+    blocks = {f"input_hint_block.{n}": f"controlnet_cond_embedding.{theirs}" for n, theirs in ends.items()}
+    zero = {name.split(".")[1] for name in names if name.startswith("zero_convs.")}
+    blocks.update({f"zero_convs.{n}.0": f"controlnet_down_blocks.{n}" for n in zero})
+    return {**inside, **blocks, "middle_block_out.0": "controlnet_mid_block"}
 
 
 def vae_places(names: Iterable[str], levels: int) -> dict[str, Place]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from mindpangu.checkpoint.places import Place
 from mindpangu.checkpoint.transformers import torch_name
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
+UNET, VAE, CONTROL = "model.diffusion_model.", "first_stage_model.", "control_model."
 # Where a CLIP tower stands, by how its parameters are named there.
 CLIP = (
     "cond_stage_model.transformer.text_model.",

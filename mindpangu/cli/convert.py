@@ -26,6 +26,7 @@ def convert(
     model: Optional[str] = typer.Option(
         None, help=f"What the source holds: a name in configs/model or a .yaml file; {RELEASE} for two files."
     ),
+    controlnet: bool = typer.Option(False, "--controlnet", help="The source is a ControlNet for that model."),
     to: str = typer.Option("mindpangu", help="mindpangu or diffusers."),
     vocabulary: Optional[Path] = typer.Option(
         None, help="vocab.txt of PanGu-Draw's Chinese tower (Chinese-CLIP's, 21,128 lines); the files do not hold it."
@@ -38,13 +39,15 @@ def convert(
         raise UserError(f"--to {to} is unknown; allowed: mindpangu, diffusers")
     if len(sources) > 2:
         raise UserError(f"{len(sources)} sources were given; one, or PanGu-Draw's two files, are needed")
+    if controlnet and (len(sources) != 1 or to != "mindpangu"):
+        raise UserError("--controlnet goes with one source and --to mindpangu")
     if vocabulary is not None and len(sources) == 1:
         raise UserError("--vocabulary belongs to PanGu-Draw's two files; other models bring CLIP's")
     check_writable(out)
     if to == "diffusers":
         _export(sources, out)
     else:
-        _import(sources, out, model, vocabulary, dtype, round(shard_gb * GB))
+        _import(sources, out, model, controlnet, vocabulary, dtype, round(shard_gb * GB))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / GB:.2f} GB")
     if len(sources) == 2 and vocabulary is None:
@@ -52,11 +55,17 @@ def convert(
 
 
 def _import(
-    sources: list[Path], out: Path, model: Optional[str], vocabulary: Optional[Path], dtype: str, shard_bytes: int
+    sources: list[Path],
+    out: Path,
+    model: Optional[str],
+    controlnet: bool,
+    vocabulary: Optional[Path],
+    dtype: str,
+    shard_bytes: int,
 ) -> None:
     from mindpangu import runtime
     from mindpangu.models.conversion import DTYPES
-    from mindpangu.models.families import convert_family
+    from mindpangu.models.families import convert_controlnet, convert_family
     from mindpangu.models.inventory import described, find_spec
     from mindpangu.models.release import convert_release
 
@@ -67,7 +76,9 @@ def _import(
     runtime.start()
     spec = find_spec(model or RELEASE)
     with Console(stderr=True).status("reading the indexes") as status:
-        if len(sources) == 2:
+        if controlnet:
+            convert_controlnet(sources[0], spec, out, dtype, status.update)
+        elif len(sources) == 2:
             convert_release(*sources, spec, out, dtype, shard_bytes, vocabulary, status.update)
         else:
             convert_family(sources[0], spec, out, dtype, shard_bytes, status.update)

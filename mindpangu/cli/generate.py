@@ -15,9 +15,11 @@ from mindpangu.diffusion import SAMPLERS
 from mindpangu.errors import UserError
 
 if TYPE_CHECKING:
+    from mindpangu.infer.control import Control
     from mindpangu.infer.source import Source
 
 DEFAULT_MODEL = "emoji-128"
+CONTROL_OPTIONS = ("strength", "start", "end")
 
 
 def parse_styles(texts: list[str]) -> dict[str, float]:
@@ -55,6 +57,26 @@ def parse_loras(texts: list[str]) -> list[tuple[Path, float]]:
     return loras
 
 
+def parse_control(text: str) -> tuple[Path, Path, dict[str, float]]:
+    """ "canny=edges.png,strength=0.8,end=0.6" -> (folder, picture, options of `Control`).
+
+    Raises:
+        UserError: not of that form.
+    """
+    (where, *options) = text.split(",")
+    folder, sign, picture = where.partition("=")
+    pairs = [option.partition("=") for option in options]
+    try:
+        if not (sign and folder and picture) or any(key not in CONTROL_OPTIONS for key, _, _ in pairs):
+            raise ValueError
+        return Path(folder), Path(picture), {key: float(value) for key, _, value in pairs}
+    except ValueError:
+        raise UserError(
+            f"--control {text}: use FOLDER=PICTURE, and after commas {', '.join(CONTROL_OPTIONS)}, for example "
+            "canny=edges.png,strength=0.8,end=0.6"
+        ) from None
+
+
 def check_writable(folder: Path) -> None:
     """Make `folder`, before any time is spent on pictures for it.
 
@@ -85,6 +107,18 @@ def open_source(init: Optional[Path], mask: Optional[Path], size: str) -> Option
         raise UserError(str(error)) from None
 
 
+def open_controls(wanted: list[tuple[Path, Path, dict[str, float]]], size: str) -> tuple[Control, ...]:
+    """The ControlNets of --control, their pictures at "WxH". Raises: UserError."""
+    from mindpangu.data.examples import parse_size
+    from mindpangu.infer.control import Control
+
+    try:
+        sides = parse_size(size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return tuple(Control.open(folder, picture, sides, **options) for folder, picture, options in wanted)
+
+
 def generate(
     prompts: list[str] = typer.Argument(
         ..., help="What to draw, in English or Chinese; several prompts, several pictures."
@@ -103,6 +137,10 @@ def generate(
     strength: float = typer.Option(0.6, help="How far from --init to go: 1 is all the way."),
     mask: Optional[Path] = typer.Option(None, help="Draw anew only where this picture is light; needs --init."),
     lora: list[str] = typer.Option([], help="file.safetensors=scale: merge a LoRA (kohya, PEFT); may be repeated."),
+    control: list[str] = typer.Option(
+        [],
+        help="FOLDER=PICTURE[,strength=1][,start=0][,end=1]: a ControlNet (see convert) looks at it; may be repeated.",
+    ),
     lag: bool = typer.Option(False, "--lag", help="Switch the nets one step late, as the released code does."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
@@ -111,7 +149,7 @@ def generate(
 ) -> None:
     """Draw pictures from prompts."""
     started = time.monotonic()
-    styles, loras = parse_styles(style), parse_loras(lora)
+    styles, loras, wanted = parse_styles(style), parse_loras(lora), [parse_control(text) for text in control]
     check_writable(out)
     from mindpangu.infer.files import contact_sheet, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
@@ -119,9 +157,11 @@ def generate(
     pipeline = PanGuDraw.from_pretrained(model, device)
     pipeline.set_loras(loras)
     source = open_source(init, mask, size or pipeline.spec.default_size)
+    controls = open_controls(wanted, size or pipeline.spec.default_size)
     shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag)
+    steered = [(one.net.spec, one.start, one.end) for one in controls]
     start = None if source is None else strength
-    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start)
+    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start, steered)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -144,6 +184,7 @@ def generate(
             source=source,
             strength=strength,
             lag=lag,
+            controls=controls,
         )
     for number, drawing in enumerate(drawings):
         save_drawing(drawing, out / f"{number:04d}.png")

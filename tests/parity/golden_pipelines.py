@@ -6,7 +6,7 @@ Run where the extra `bench` is installed: python -m tests.parity.golden_pipeline
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from mindpangu import runtime
 runtime.start("CPU")
 
 from mindpangu.checkpoint import ldm  # noqa: E402
+from mindpangu.checkpoint.diffusers import unet_config  # noqa: E402
 from mindpangu.checkpoint.places import Place  # noqa: E402
 from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
 from mindpangu.infer.pipeline import picture_noise  # noqa: E402
@@ -23,7 +24,7 @@ from mindpangu.models.conversion import write_model  # noqa: E402
 from mindpangu.models.export import export_diffusers  # noqa: E402
 from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
 from mindpangu.models.naming import diffusers_places  # noqa: E402
-from mindpangu.models.spec import ModelSpec  # noqa: E402
+from mindpangu.models.spec import ControlNetSpec, ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
 from tests.parity.weights import draw, value_of  # noqa: E402
 
@@ -31,6 +32,7 @@ GOLDEN = Path(__file__).parent / "golden" / "pipelines.npz"
 FAMILIES = ("sd15", "sd21", "sdxl", "sdxl_refiner")
 FROM_PICTURE = ("sdxl_refiner",)
 WITH_LORA, LORAS = ("sd15", "sdxl"), {"kohya": 0.7, "peft": -0.4}
+CONTROL = 0.8, 0.0, 0.6  # strength, start, end: theirs counts steps and ours levels, here the same two of four
 PROMPTS, NEGATIVE = ("a red bus, one", "一只狐狸"), "blurry"
 SIZE, FACTOR, STEPS, GUIDANCE, SEED, STRENGTH = 64, 8, 4, 3.0, 5, 0.5
 EVERY = 2  # pixels kept in the file, each way
@@ -120,6 +122,42 @@ def source_picture() -> np.ndarray:
     return np.stack([4 * x % 256, 4 * y % 256, (x // 8 + y // 8) % 2 * 200], -1).astype(np.uint8)
 
 
+def control_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
+    """A ControlNet for a model, in diffusers' names."""
+    from mindpangu.models.inventory import shapes_of
+    from mindpangu.models.naming import controlnet_places
+
+    control = ControlNetSpec(spec.unets["unet"])
+    shapes, tensors = shapes_of(control), {}
+    for name, place in controlnet_places(spec, control, shapes).items():
+        tensors.update(place.write(value_of(place, shapes[name])))
+    return tensors
+
+
+def draw_controlled(theirs: Path, spec: ModelSpec, family: str) -> np.ndarray:
+    """What diffusers draws with that ControlNet, looking at `source_picture`, at CONTROL's strength and range."""
+    import diffusers
+    import torch
+
+    config = unet_config(asdict(spec.unets["unet"]), spec.pipeline.told, SIZE_DIM)
+    unused = ("out_channels", "up_block_types")
+    options = {key: value for key, value in config.items() if key not in unused}
+    net = diffusers.ControlNetModel.from_config({**options, "_class_name": "ControlNetModel"})
+    net.load_state_dict({name: torch.from_numpy(value) for name, value in control_tensors(spec).items()})
+    xl = "XL" if spec.pipeline.told == "sdxl" else ""
+    pipeline = getattr(diffusers, f"StableDiffusion{xl}ControlNetPipeline").from_pretrained(theirs, controlnet=net)
+    picture = torch.from_numpy(source_picture()).permute(2, 0, 1)[None].float() / 255
+    strength, start, end = CONTROL
+    return draw_with(
+        pipeline,
+        family,
+        image=picture.repeat(len(PROMPTS), 1, 1, 1),
+        controlnet_conditioning_scale=strength,
+        control_guidance_start=start,
+        control_guidance_end=end,
+    )
+
+
 def lora_tensors(spec: ModelSpec, form: str) -> dict[str, np.ndarray]:
     """A LoRA of a model in a file's form: "kohya" with alpha, or "peft" with a convolution, on UNet and towers."""
     shapes = parts(spec)
@@ -154,7 +192,7 @@ def noise(prompt: str) -> np.ndarray:
     return picture_noise(SEED, prompt, 0, 0, (4, SIZE // FACTOR, SIZE // FACTOR))
 
 
-def draw_with(pipeline, family: str) -> np.ndarray:
+def draw_with(pipeline, family: str, **more) -> np.ndarray:
     """(prompts, SIZE, SIZE, 3) float in [0, 1]."""
     import importlib
 
@@ -168,6 +206,7 @@ def draw_with(pipeline, family: str) -> np.ndarray:
         "guidance_scale": GUIDANCE,
         "num_inference_steps": STEPS,
         "output_type": "np",
+        **more,
     }
     if family not in FROM_PICTURE:
         pipeline.scheduler.set_timesteps(STEPS)
@@ -194,6 +233,9 @@ def main() -> None:
             arrays[family] = draw_with(diffusers.DiffusionPipeline.from_pretrained(theirs), family)
             single_file(ours, single)
             if family in WITH_LORA:
+                arrays[f"{family}.control"] = draw_controlled(theirs, narrow(family), family)
+                moved = np.abs(arrays[f"{family}.control"] - arrays[family]).mean()
+                print(family, "control moves the picture by", moved)
                 pipeline = diffusers.DiffusionPipeline.from_pretrained(theirs)
                 for form, scale in LORAS.items():
                     save_tensors(single.with_name(f"{form}.safetensors"), lora_tensors(narrow(family), form))

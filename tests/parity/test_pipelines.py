@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mindpangu import runtime
+from mindpangu.checkpoint import ldm
 from mindpangu.checkpoint.store import load_tensors, save_tensors
 from mindpangu.errors import UserError
 from tests.parity.golden_pipelines import (
+    CONTROL,
     EVERY,
     FAMILIES,
     FROM_PICTURE,
@@ -21,10 +25,12 @@ from tests.parity.golden_pipelines import (
     NEGATIVE,
     PROMPTS,
     SEED,
+    SIZE,
     STEPS,
     STRENGTH,
     WITH_LORA,
     build,
+    control_tensors,
     export_diffusers,
     lora_tensors,
     narrow,
@@ -46,6 +52,17 @@ def folders(tmp_path_factory):
         export_diffusers(folder / "ours", folder / "theirs")
         made[family] = spec, folder / "ours", folder / "theirs"
     return made
+
+
+@pytest.fixture()
+def uncompiled():
+    """Without graphs: for nets as small as these the compilation is most of the time."""
+    runtime.start("CPU")
+    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
+
+    set_context(mode=PYNATIVE_MODE)
+    yield
+    set_context(mode=GRAPH_MODE)
 
 
 def convert(source, spec, out):
@@ -107,6 +124,47 @@ def test_loras_move_the_pictures_as_diffusers_does(folders, family, tmp_path, mo
     assert np.abs(draw().astype(np.float64) - without).max() > 4 * LEVEL  # so the pictures above judge the towers too
     model.set_loras([])
     np.testing.assert_array_equal(draw(), without)
+
+
+@pytest.mark.parametrize("family", WITH_LORA)
+def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypatch, uncompiled):
+    """At a strength, for a part of the walk; from its release's names and from diffusers' folder."""
+    monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
+    from mindpangu.infer.control import Control
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.models.families import convert_controlnet
+
+    spec, ours, _ = folders[family]
+    (tmp_path / "folder").mkdir()
+    save_tensors(tmp_path / "folder" / "diffusion_pytorch_model.safetensors", control_tensors(spec))
+    convert_controlnet(tmp_path / "folder", spec, tmp_path / "control", "fp32")
+    weights = load_tensors(tmp_path / "control" / "controlnet.safetensors")
+    single = {
+        name: value
+        for one, place in ldm.net_places(ldm.CONTROL, weights).items()
+        for name, value in place.write(weights[one]).items()
+    }
+    save_tensors(tmp_path / "one.safetensors", single)
+    convert_controlnet(tmp_path / "one.safetensors", spec, tmp_path / "again", "fp32")
+    again = load_tensors(tmp_path / "again" / "controlnet.safetensors")
+    assert all(np.array_equal(again[name], value) for name, value in weights.items())
+    Image.fromarray(source_picture()).save(tmp_path / "hint.png")
+    strength, start, end = CONTROL
+    control = Control.open(
+        tmp_path / "control", tmp_path / "hint.png", (SIZE, SIZE), strength=strength, start=start, end=end
+    )
+    model = PanGuDraw.from_pretrained(ours, "CPU")
+    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
+    drawn = model(PROMPTS, **options, controls=(control,))
+    pictures = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
+    with np.load(GOLDEN) as gold:
+        assert np.abs(pictures - 255 * gold[f"{family}.control"].astype(np.float64)).max() <= LEVEL
+    twice = model(PROMPTS[:1], **options, controls=(replace(control, strength=0.5 * strength),) * 2)
+    assert np.abs(np.asarray(twice[0].image, np.float64) - np.asarray(drawn[0].image)).max() <= 1  # halves add up
+    assert drawn[0].settings["controls"][0]["strength"] == strength
+    with pytest.raises(UserError, match="made for nets of another shape"):
+        other = FAMILIES[(FAMILIES.index(family) + 1) % len(FAMILIES)]
+        PanGuDraw.from_pretrained(folders[other][1], "CPU")(PROMPTS, controls=(control,))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

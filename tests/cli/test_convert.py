@@ -1,0 +1,80 @@
+"""`convert` and what `generate` does with its results: the whole way through the command line, on a narrow SD 1.5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from mindpangu.cli.generate import parse_control, parse_loras
+from mindpangu.errors import UserError
+from mindpangu.infer.files import read_settings
+from tests.cli.test_commands import mindpangu
+from tests.parity.golden_pipelines import build, control_tensors, lora_tensors, narrow, single_file, source_picture
+
+
+def test_a_file_a_controlnet_and_a_lora_become_a_picture(tmp_path):
+    from mindpangu.checkpoint.store import save_tensors
+    from mindpangu.config import dump
+
+    spec = narrow("sd15")
+    build(spec, tmp_path / "ours")
+    single_file(tmp_path / "ours", tmp_path / "sd.safetensors")
+    save_tensors(tmp_path / "canny.safetensors", control_tensors(spec))
+    save_tensors(tmp_path / "ink.safetensors", lora_tensors(spec, "kohya"))
+    Image.fromarray(source_picture()).save(tmp_path / "edges.png")
+    (tmp_path / "narrow.yaml").write_text(yaml.safe_dump(dump(spec)), encoding="utf-8")
+    described = ("--model", str(tmp_path / "narrow.yaml"), "--out")
+    done = mindpangu("convert", str(tmp_path / "sd.safetensors"), *described, str(tmp_path / "model"))
+    assert done.returncode == 0, done.stderr
+    done = mindpangu(
+        "convert", str(tmp_path / "canny.safetensors"), "--controlnet", *described, str(tmp_path / "canny")
+    )
+    assert done.returncode == 0, done.stderr
+    done = mindpangu(
+        "generate", "a cat", "--model", str(tmp_path / "model"), "--steps", "2", "--out", str(tmp_path / "out"),
+        "--control", f"{tmp_path / 'canny'}={tmp_path / 'edges.png'},strength=0.5",
+        "--lora", f"{tmp_path / 'ink.safetensors'}=0.7",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    settings = read_settings(tmp_path / "out" / "0000.png")
+    assert settings["loras"] == {"ink.safetensors": 0.7}
+    assert settings["controls"][0]["strength"] == 0.5
+    done = mindpangu("convert", str(tmp_path / "model"), "--to", "diffusers", "--out", str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr
+    assert {"model_index.json", "unet", "vae", "text_encoder"} <= {
+        path.name for path in (tmp_path / "theirs").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("x.safetensors",), "say what x.safetensors holds: --model"),
+        (("x.ckpt", "--model", "sd15"), "x.ckpt: a pickle file"),
+        (("a", "b", "c"), "3 sources were given"),
+        (("emoji-128", "--to", "diffusers"), "diffusers has no class for its autoencoder"),
+        (("x.safetensors", "--to", "onnx"), "--to onnx is unknown; allowed: mindpangu, diffusers"),
+    ],
+)
+def test_one_line_for_what_cannot_be_converted(arguments, message, tmp_path):
+    done = mindpangu("convert", *arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_options_of_loras_and_controls():
+    assert parse_loras(["a=b.safetensors=0.8", "c.safetensors"]) == [
+        (Path("a=b.safetensors"), 0.8),
+        (Path("c.safetensors"), 1.0),
+    ]
+    assert parse_control("canny=edges.png,end=0.6") == (Path("canny"), Path("edges.png"), {"end": 0.6})
+    for text in ("a.safetensors=", "a.safetensors=much", "a.safetensors=nan"):
+        with pytest.raises(UserError, match="use file=scale"):
+            parse_loras([text])
+    for text in ("canny", "canny=", "canny=x.png,much=1", "canny=x.png,strength=very"):
+        with pytest.raises(UserError, match="use FOLDER=PICTURE"):
+            parse_control(text)
