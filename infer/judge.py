@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 
@@ -29,18 +30,28 @@ Draw = Callable[[Sequence[str]], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Pictures:
-    """All real pictures of a data set, both splits, drawn alone on white."""
+    """All real pictures of a data set in some styles, both splits, drawn alone on white; `groups` are asked for."""
 
     records: list[manifest.Record]
     examples: dict[str, Examples]
     places: dict[str, int]  # of each file among its split's examples
+    groups: Optional[tuple[str, ...]]
 
     @classmethod
-    def open(cls, config: DataConfig) -> Pictures:
-        """Raises: UserError where there is no data."""
-        examples = {split: Examples(config, split) for split in manifest.SPLITS}
+    def open(cls, folder: Path, styles: tuple[str, ...], groups: Optional[tuple[str, ...]]) -> Pictures:
+        """Raises: UserError where there is no data, or none of a group."""
+        examples = {split: Examples(DataConfig(folder, styles), split) for split in manifest.SPLITS}
         places = {r.file: i for e in examples.values() for i, r in enumerate(e.records)}
-        return cls([r for e in examples.values() for r in e.records], examples, places)
+        records = [r for e in examples.values() for r in e.records]
+        known = sorted({r.group for r in records})
+        unknown = [group for group in groups or () if group not in known]
+        if unknown:
+            raise UserError(f"{folder}: no pictures of group {', '.join(unknown)}; there are {', '.join(known)}")
+        return cls(records, examples, places, groups)
+
+    def asked(self, split: str) -> list[manifest.Record]:
+        """The records of a split that a model is asked for."""
+        return [r for r in self.records if r.split == split and (self.groups is None or r.group in self.groups)]
 
     def render(self, record: manifest.Record, background: str = "white", side: int = SIDE) -> np.ndarray:
         """(side, side, 3) uint8."""
@@ -65,7 +76,7 @@ def round_trip(model: PanGuDraw, pictures: Sequence[np.ndarray]) -> list[np.ndar
 
 def vae_fidelity(model: PanGuDraw, pictures: Pictures, split: str) -> dict[str, Any]:
     """PSNR of the round trip over all pictures of a split that are stored at full size."""
-    real = [pictures.render(r) for r in pictures.records if r.split == split and r.size >= SIDE]
+    real = [pictures.render(r) for r in pictures.asked(split) if r.size >= SIDE]
     values = psnr(np.stack(real), np.stack(round_trip(model, real)))
     return {"pictures": len(real), "psnr_mean": float(values.mean()), "psnr_median": float(np.median(values))}
 
@@ -103,7 +114,7 @@ def judge_pairs(
 
     `ceiling`: the real picture after the VAE round trip; `other_artist`: the concept's real pictures in other styles.
     """
-    records = [r for r in pictures.records if r.split == split]
+    records = pictures.asked(split)
     chosen = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:count]]
     others = [(r, o) for r in chosen for o in pictures.records if o.concept == r.concept and o.style != r.style]
     return {
@@ -133,7 +144,7 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
     """
     rng = np.random.default_rng(seed)
     style = sorted({r.style for r in pictures.records})[0]
-    trained = [r for r in pictures.records if r.split == "train" and r.style == style]
+    trained = [r for r in pictures.asked("train") if r.style == style]
     pool = [trained[i] for i in rng.permutation(len(trained))[:POOL]]
     if len(pool) < 2:
         raise UserError(f"compositions need at least two trained pictures of style {style}; found {len(pool)}")

@@ -46,5 +46,5 @@ def model_folder(runs, tmp_path_factory) -> Path:
         " fluent_3d: {en: '{}, 3D style', zh: '{}, 3D风格'}}}",
         encoding="utf-8",
     )
-    pack(runs=runs, spec=spec, out=folder / "tiny")
+    pack(runs=runs, structure="structure", texture="texture", spec=spec, out=folder / "tiny")
     return folder / "tiny"

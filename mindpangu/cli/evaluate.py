@@ -11,25 +11,36 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from mindpangu import zoo
 from mindpangu.cli.generate import DEFAULT_MODEL
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 
 DATA = typer.Option(Path("data/emoji"), help="Folder built by `mindpangu data emoji`.")
 MODEL = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder.")
-GROUPS = typer.Option("objects", help="objects: animals, food, travel, activities, objects; all: every group.")
+GROUPS = typer.Option(
+    "trained", help="What to ask for: trained, the groups that the model was trained on; all; or names, comma between."
+)
 REPORT = typer.Option(None, help="Also write the figures to this JSON file.")
 
 
 def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
-    from mindpangu.data.emoji import OBJECT_GROUPS
-    from mindpangu.data.examples import DataConfig
+    """The model, and all pictures in its styles, of which those of `groups` are asked for."""
     from mindpangu.infer.judge import Pictures
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model)
-    config = DataConfig(data, tuple(pipeline.spec.styles), OBJECT_GROUPS if groups == "objects" else None)
-    return pipeline, Pictures.open(config)
+    asked = {"trained": trained_groups(zoo.find(model)), "all": None}.get(groups, tuple(groups.split(",")))
+    return pipeline, Pictures.open(data, tuple(pipeline.spec.styles), asked)
+
+
+def trained_groups(folder: Path) -> Optional[tuple[str, ...]]:
+    """The groups of pictures that the sidecar of a model's first UNet says it was trained on; None for all."""
+    from mindpangu.checkpoint.store import read_card
+
+    expert = next(iter(zoo.description(folder).get("experts", [])))
+    groups = read_card(folder / f"{expert}.safetensors").get("config", {}).get("data", {}).get("groups")
+    return None if groups is None else tuple(groups)
 
 
 def _drawer(pipeline: Any, bar: tqdm, options: Mapping[str, Any]) -> Any:
@@ -97,7 +108,7 @@ def judge(
         "cache_interval": cache_interval,
         "seed": seed,
     }
-    figures: dict[str, Any] = {"model": model, **options}
+    figures: dict[str, Any] = {"model": model, "groups": pictures.groups, **options}
     with tqdm(unit="step", desc="drawing") as bar:
         draw = _drawer(pipeline, bar, options)
         for split in ("train", "heldout"):

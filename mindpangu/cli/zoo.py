@@ -12,14 +12,6 @@ from mindpangu import zoo as shelf
 
 app = typer.Typer(help="Model folders: list, check, pack.", no_args_is_help=True)
 
-SOURCES = {
-    "vae": "vae/vae",
-    "text_a": "clip/text_a",
-    "text_b": "clip/text_b",
-    "structure": "structure/unet",
-    "texture": "texture/unet",
-}
-
 
 @app.command("list")
 def list_models() -> None:
@@ -33,7 +25,9 @@ def list_models() -> None:
 
 @app.command()
 def pack(
-    runs: Path = typer.Option(..., help="Folder of the trainings vae, clip, structure and texture."),
+    runs: Path = typer.Option(..., help="Folder of the trainings."),
+    structure: str = typer.Option("structure", help="The structure generator's training there."),
+    texture: str = typer.Option("texture", help="The texture generator's."),
     spec: Path = typer.Option(..., help="YAML of the model's PipelineSpec, for example configs/zoo/model.yaml."),
     out: Path = typer.Option(..., help="Model folder to write."),
 ) -> None:
@@ -44,7 +38,14 @@ def pack(
 
     model = load(spec, PipelineSpec)
     out.mkdir(parents=True, exist_ok=True)
-    for name, source in SOURCES.items():
+    sources = {
+        "vae": "vae/vae",
+        "text_a": "clip/text_a",
+        "text_b": "clip/text_b",
+        "structure": f"{structure}/unet",
+        "texture": f"{texture}/unet",
+    }
+    for name, source in sources.items():
         verify(runs / f"{source}.safetensors")
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(runs / f"{source}{suffix}", out / f"{name}{suffix}")

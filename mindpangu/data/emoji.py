@@ -17,7 +17,6 @@ from mindpangu.data.sources import NAMES_PACKAGE, STYLES, Reader, fetch_npm, ope
 from mindpangu.errors import UserError
 
 COMPONENT_AND_FLAG_GROUPS = (2, 9)
-OBJECT_GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 HELDOUT_SHARE = 0.1
 NATIVE_SIZES = {"fluent_3d": 256}  # the only style that is pixels at the source; the others are SVG
 

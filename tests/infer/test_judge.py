@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindpangu.data.examples import DataConfig
+from mindpangu.errors import UserError
 from mindpangu.infer.judge import Galleries, Pictures, composition_prompt, judge_compositions, judge_pairs, prompt_for
 from mindpangu.infer.pipeline import PanGuDraw
+from tests.tiny import STYLES
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 
@@ -23,7 +24,7 @@ def pixels(pictures):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return Pictures.open(DataConfig(SAMPLE))
+    return Pictures.open(SAMPLE, tuple(STYLES), None)
 
 
 def test_real_pictures_are_recognised_and_blank_ones_are_not(pictures):
@@ -32,6 +33,15 @@ def test_real_pictures_are_recognised_and_blank_ones_are_not(pictures):
     assert galleries.recall(chosen, [pictures.render(r) for r in chosen]) == {"R@1": 1.0, "R@5": 1.0}
     blank = [np.full((128, 128, 3), 255, np.uint8)] * len(chosen)
     assert galleries.recall(chosen, blank)["R@1"] < 0.2
+
+
+def test_the_gallery_is_everything_and_only_some_groups_are_asked_for(pictures):
+    some = Pictures.open(SAMPLE, tuple(STYLES), ("food-drink",))
+    assert some.records == pictures.records
+    assert {r.group for r in some.asked("train")} == {"food-drink"}
+    assert {r.group for r in pictures.asked("train")} > {"food-drink"}
+    with pytest.raises(UserError, match=r"no pictures of group foods; there are .*food-drink"):
+        Pictures.open(SAMPLE, tuple(STYLES), ("foods",))
 
 
 def test_pairs_are_judged_beside_their_yardsticks(pictures, model_folder):
