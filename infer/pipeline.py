@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -17,6 +17,7 @@ from mindpangu import runtime, zoo
 from mindpangu.data.examples import parse_size, to_model, to_pictures
 from mindpangu.diffusion import (
     SAMPLERS,
+    Conditioned,
     Denoiser,
     Guided,
     Inpainted,
@@ -28,27 +29,34 @@ from mindpangu.diffusion import (
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError
 from mindpangu.infer.control import Control, ControlledDenoiser
-from mindpangu.infer.request import Request, check
+from mindpangu.infer.request import Request, check, check_size
 from mindpangu.infer.step_cache import StepCache
+from mindpangu.text.weights import parse_weights
 
 if TYPE_CHECKING:
-    from mindpangu.models.spec import PipelineSpec
+    from mindpangu.models.spec import ModelSpec, PipelineSpec
 
 BATCH = 8  # pictures drawn together
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
+KEPT_OUT = ("prompts", "n", "source", "strength", "controls", "refiner", "refine_below", "latents")  # of settings
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
 
 Progress = Callable[[int, int], None]
+OnStep = Callable[[dict], Optional[bool]]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture and what made it. `settings` is plain data, as written into the PNG's metadata."""
+    """A picture and what made it. `settings` is plain data, as written into the PNG's metadata.
+
+    `latents`: (C, h, w) float32, before decoding.
+    """
 
     image: Image.Image
     prompt: str
     index: int
     settings: Mapping[str, Any]
+    latents: np.ndarray
 
 
 def picture_noise(seed: int, prompt: str, index: int, draw: int, shape: Sequence[int]) -> np.ndarray:
@@ -79,6 +87,20 @@ def numbers_for(spec: PipelineSpec, size: str, rows: int, negative: int) -> Opti
     numbers = np.tile(np.array([height, width, 0, 0, REFINER_SCORE], np.float32), (rows, 1))
     numbers[:negative, -1] = REFINER_NEGATIVE_SCORE
     return numbers
+
+
+def check_refiner(request: Request, model: ModelSpec) -> None:
+    """Raises: UserError where the refiner cannot go on with what the model draws."""
+    if request.refiner is None:
+        return
+    other = request.refiner.model
+    if (other.vae, other.pipeline.schedule) != (model.vae, model.pipeline.schedule):
+        raise UserError(
+            f"{other.pipeline.name} cannot refine {model.pipeline.name}: their autoencoders or noise schedules differ"
+        )
+    if not 0 < request.refine_below < model.pipeline.schedule.steps:
+        raise UserError(f"refine_below is {request.refine_below}; above 0 and below {model.pipeline.schedule.steps}")
+    check_size(request.size, other.pipeline)
 
 
 class PanGuDraw:
@@ -137,9 +159,17 @@ class PanGuDraw:
         self.loras = {path.name: scale for path, scale in loras}
 
     def __call__(
-        self, prompts: Union[str, Sequence[str]], *, progress: Optional[Progress] = None, **options: Any
+        self,
+        prompts: Union[str, Sequence[str]],
+        *,
+        progress: Optional[Progress] = None,
+        on_step: Optional[OnStep] = None,
+        **options: Any,
     ) -> list[Drawing]:
         """Draw `n` pictures of each prompt; options are `Request`'s fields. progress(done, total) counts steps.
+
+        on_step(state) is called at each step of a batch of pictures with the samplers' {"step", "steps", "sigma", "x",
+        "denoised"}; where it returns False the batch ends there, with what is predicted by then.
 
         Returns:
             A list of Drawings, prompt by prompt.
@@ -158,9 +188,13 @@ class PanGuDraw:
         for unet in self.model.unets.values():
             if not all(control.fits(unet, self.vae.spec.factor) for control in request.controls):
                 raise UserError(f"a ControlNet does not fit {self.spec.name}: it was made for nets of another shape")
-        return list(self.draw(request, progress))
+        check_refiner(request, self.model)
+        self._check_latents(request)
+        return list(self.draw(request, progress, on_step))
 
-    def draw(self, request: Request, progress: Optional[Progress] = None) -> Iterator[Drawing]:
+    def draw(
+        self, request: Request, progress: Optional[Progress] = None, on_step: Optional[OnStep] = None
+    ) -> Iterator[Drawing]:
         """The pictures of a checked request, as they are finished."""
         wanted = [(prompt, i) for prompt in request.prompts for i in range(request.n)]
         batches = [wanted[start : start + BATCH] for start in range(0, len(wanted), BATCH)]
@@ -170,15 +204,25 @@ class PanGuDraw:
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         for number, batch in enumerate(batches):
-            latents = self._denoise(request, batch, partial(_report, progress, number, len(batches)))
+            latents = self._denoise(
+                request, batch, number * BATCH, partial(_report, progress, on_step, number, len(batches))
+            )
             pictures = to_pictures(self.vae.decode(latents).asnumpy())
-            for (prompt, index), picture in zip(batch, pictures):
+            for (prompt, index), picture, latent in zip(batch, pictures, latents.asnumpy()):
                 if request.source is not None:
                     picture = request.source.keep_rest(picture)  # noqa: PLW2901
-                yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index))
+                yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index), latent)
+
+    def _check_latents(self, request: Request) -> None:
+        if request.latents is not None:
+            vae, count = self.vae.spec, len(request.prompts) * request.n
+            wanted = (count, vae.z_channels, request.height // vae.factor, request.width // vae.factor)
+            if request.latents.shape != wanted:
+                raise UserError(f"latents have the shape {request.latents.shape}; {wanted} is needed")
 
     def _warn_if_cut(self, prompt: str) -> None:
-        unread = max((tokenizer.unread(prompt) for tokenizer in self.tokenizers), key=len).strip()
+        text = parse_weights(prompt).text
+        unread = max((tokenizer.unread(text) for tokenizer in self.tokenizers), key=len).strip()
         if unread:
             limit = self.tokenizers[0].context_length
             shown = unread if len(unread) <= MAX_SHOWN else f"{unread[:MAX_SHOWN]}… ({len(unread)} characters)"
@@ -193,7 +237,25 @@ class PanGuDraw:
             row = self.spec.styles[style]
             rows += [row["zh" if is_chinese(p) else "en"].replace("{}", p) for p in prompts]
         told = numbers_for(self.spec, request.size, len(rows), len(prompts))
-        ids = tuple(Tensor(tokenizer(rows)) for tokenizer in self.tokenizers)
+        weighted = [parse_weights(row) for row in rows]
+        texts = [one.text for one in weighted]
+        cond = self._encode(texts, told)
+        if not any(one.spans for one in weighted):
+            return cond
+        context, nothing = cond[0], self._encode([""] * len(rows), told)[0]
+        weights = np.concatenate(
+            [
+                np.stack([tokenizer.weights(one) for one in weighted])[..., None].repeat(text.width, -1)
+                for tokenizer, text in zip(self.tokenizers, self.model.texts.values())
+            ],
+            axis=-1,
+        )
+        return nothing + (context - nothing) * Tensor(weights), *cond[1:]
+
+    def _encode(self, texts: Sequence[str], told: Optional[np.ndarray]) -> tuple[Any, ...]:
+        from mindspore import Tensor
+
+        ids = tuple(Tensor(tokenizer(texts)) for tokenizer in self.tokenizers)
         return self.conditioner(ids, None if told is None else Tensor(told))
 
     def denoiser(self, cache_interval: int = 1, lag: bool = False, controls: Sequence[Control] = ()) -> TimeDecoupled:
@@ -205,7 +267,20 @@ class PanGuDraw:
         switch = LaggingTimeDecoupled if lag else TimeDecoupled
         return switch(experts, [float(self.schedule.sigma(t)) for t in lowest])
 
-    def _denoise(self, request: Request, batch: Sequence[tuple[str, int]], on_step: Callable[[dict], None]) -> Any:
+    def _guided(self, request: Request, prompts: Sequence[str]) -> Denoiser:
+        """This model's denoiser for prompts, told what it is told."""
+        guided = Guided(
+            self.denoiser(request.cache_interval, request.lag, request.controls),
+            request.guidance,
+            tuple(request.styles.values()),
+            request.rescale,
+        )
+        return Conditioned(guided, self._condition(request, prompts))
+
+    def _denoise(
+        self, request: Request, batch: Sequence[tuple[str, int]], first: int, on_step: Callable[[dict], None]
+    ) -> Any:
+        """Clean latents of a batch, whose first picture is number `first` of the request."""
         from mindspore import Tensor
 
         sigmas = SIGMA_LISTS[request.sigmas](self.schedule, request.steps)[request.first_step :]
@@ -213,38 +288,43 @@ class PanGuDraw:
         shape = (channels, request.height // factor, request.width // factor)
 
         def noise(draw: int) -> Any:
+            if draw == 0 and request.latents is not None:
+                return Tensor(np.asarray(request.latents[first : first + len(batch)], np.float32))
             return Tensor(np.stack([picture_noise(request.seed, p, i, draw, shape) for p, i in batch]))
 
-        cond = self._condition(request, [prompt for prompt, _ in batch])
-        denoiser: Denoiser = Guided(
-            self.denoiser(request.cache_interval, request.lag, request.controls),
-            request.guidance,
-            tuple(request.styles.values()),
-        )
+        prompts = [prompt for prompt, _ in batch]
+        denoiser = self._guided(request, prompts)
+        if request.refiner is not None:
+            refining = replace(request, styles={}, controls=())
+            switch = float(self.schedule.sigma(request.refine_below))
+            denoiser = TimeDecoupled([denoiser, request.refiner._guided(refining, prompts)], [switch])
         if request.source is None:
             start = noise(0) * float(np.sqrt(1 + sigmas[0] ** 2))
         else:
             known = self.vae.encode(Tensor(to_model([request.source.picture])))
             denoiser = Inpainted(denoiser, known, Tensor(request.source.latent_mask(factor)))
             start = known + noise(0) * float(sigmas[0])
-        return SAMPLERS[request.sampler](
-            lambda x, sigma: denoiser(x, sigma, cond),
-            start,
-            sigmas,
-            noise=lambda step: noise(step + 1),
-            callback=on_step,
-        )
+        try:
+            return SAMPLERS[request.sampler](
+                lambda x, sigma: denoiser(x, sigma, ()),
+                start,
+                sigmas,
+                noise=lambda step: noise(step + 1),
+                callback=on_step,
+            )
+        except _StoppedError as stopped:
+            return stopped.denoised
 
     def _settings(self, request: Request, prompt: str, index: int) -> dict[str, Any]:
-        shown = {
-            key: value
-            for key, value in vars(request).items()
-            if key not in ("prompts", "n", "source", "strength", "controls")
-        }
+        shown = {key: value for key, value in vars(request).items() if key not in KEPT_OUT}
         if request.source is not None:
             shown.update(source=request.source.digest, strength=request.strength)
         if request.controls:
             shown["controls"] = [control.settings for control in request.controls]
+        if request.latents is not None:
+            shown["latents"] = hashlib.sha256(np.ascontiguousarray(request.latents).tobytes()).hexdigest()[:16]
+        if request.refiner is not None:
+            shown.update(refiner=request.refiner.spec.name, refine_below=request.refine_below)
         if self.loras:
             shown["loras"] = self.loras
         return {
@@ -256,6 +336,16 @@ class PanGuDraw:
         }
 
 
-def _report(progress: Optional[Progress], batch: int, batches: int, state: dict) -> None:
+class _StoppedError(Exception):
+    """A callback asked to stop here; `denoised` is the clean latent as predicted by then."""
+
+    def __init__(self, denoised: Any) -> None:
+        super().__init__()
+        self.denoised = denoised
+
+
+def _report(progress: Optional[Progress], on_step: Optional[OnStep], batch: int, batches: int, state: dict) -> None:
     if progress is not None:
         progress(batch * state["steps"] + state["step"] + 1, batches * state["steps"])
+    if on_step is not None and on_step(state) is False:
+        raise _StoppedError(state["denoised"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
 
 from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.samplers import SAMPLERS
@@ -14,6 +16,9 @@ from mindpangu.errors import UserError, nearest
 from mindpangu.infer.control import Control
 from mindpangu.infer.source import Source
 from mindpangu.models.spec import PipelineSpec
+
+if TYPE_CHECKING:
+    from mindpangu.infer.pipeline import PanGuDraw
 
 MAX_SEED = 2**63 - 1
 
@@ -25,7 +30,9 @@ class Request:
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
     sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
     features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
-    through, 1 for all; lag: switch the nets one step late, as the released code does; controls: ControlNets that steer.
+    through, 1 for all; lag: switch the nets one step late, as the released code does; controls: ControlNets that steer;
+    latents: unit Gaussian (pictures, C, h, w) to start from instead of the seed's;
+    rescale: φ of guidance rescale; refiner: another model of the same latents that draws at t < refine_below.
     """
 
     prompts: tuple[str, ...]
@@ -43,6 +50,10 @@ class Request:
     strength: float = 0.6
     lag: bool = False
     controls: tuple[Control, ...] = ()
+    latents: Optional[np.ndarray] = None
+    rescale: float = 0.0
+    refiner: Optional[PanGuDraw] = None
+    refine_below: int = 200
 
     @property
     def width(self) -> int:
@@ -97,6 +108,8 @@ def check(request: Request, spec: PipelineSpec) -> None:
         raise UserError(
             f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}"
         )
+    if not 0 <= request.rescale <= 1:
+        raise UserError(f"rescale is {request.rescale}; 0 to 1 is allowed")
     if not 0 < request.strength <= 1:
         raise UserError(f"strength is {request.strength}; above 0 and at most 1 is allowed")
     if request.source is not None and request.source.picture.shape[:2] != (request.height, request.width):

@@ -141,6 +141,9 @@ def generate(
         [],
         help="FOLDER=PICTURE[,strength=1][,start=0][,end=1]: a ControlNet (see convert) looks at it; may be repeated.",
     ),
+    rescale: float = typer.Option(0.0, help="Pull the guided picture's contrast back: 0 not at all, 1 wholly."),
+    refiner: Optional[str] = typer.Option(None, help="A second model of the same latents, for the last noise levels."),
+    refine_below: int = typer.Option(200, help="The refiner draws at t below this."),
     lag: bool = typer.Option(False, "--lag", help="Switch the nets one step late, as the released code does."),
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
@@ -156,12 +159,14 @@ def generate(
 
     pipeline = PanGuDraw.from_pretrained(model, device)
     pipeline.set_loras(loras)
+    second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device)
     source = open_source(init, mask, size or pipeline.spec.default_size)
     controls = open_controls(wanted, size or pipeline.spec.default_size)
     shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag)
     steered = [(one.net.spec, one.start, one.end) for one in controls]
     start = None if source is None else strength
-    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start, steered)
+    refined = refiner and (zoo.fingerprint(zoo.find(refiner)), refine_below)
+    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start, steered, refined)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -185,6 +190,9 @@ def generate(
             strength=strength,
             lag=lag,
             controls=controls,
+            rescale=rescale,
+            refiner=second,
+            refine_below=refine_below,
         )
     for number, drawing in enumerate(drawings):
         save_drawing(drawing, out / f"{number:04d}.png")

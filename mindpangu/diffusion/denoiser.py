@@ -121,14 +121,33 @@ class Inpainted:
         return self.denoiser(x, sigma, cond) * self.mask + self.kept
 
 
+class Conditioned:
+    """A denoiser with a condition of its own, so that models that are told different things can be combined."""
+
+    def __init__(self, denoiser: Denoiser, cond: Sequence[Any]) -> None:
+        self.denoiser, self.cond = denoiser, cond
+
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
+        return self.denoiser(x, sigma, self.cond)
+
+
+def standard_deviation(x: Any) -> Any:
+    """(N, C, h, w) -> (N, 1, 1, 1)."""
+    rows = x.reshape((x.shape[0], -1))
+    variance = (rows * rows).mean(1) - rows.mean(1) ** 2
+    return variance.reshape((-1, 1, 1, 1)) ** 0.5
+
+
 class Guided:
     """Classifier-free guidance with style rows: D = D_u + s (D_c − D_u) + Σ_k s_k (D_k − D_c).
 
-    cond holds R·N rows for a batch of N: unconditional, conditional, then one block a style.
+    cond holds R·N rows for a batch of N: unconditional, conditional, then one block a style. `rescale` φ > 0 pulls the
+    result's standard deviation towards D_c's: D · (φ · std(D_c) / std(D) + 1 − φ) (arXiv 2305.08891, section 3.4, there
+    on the net's output, here on the clean latent, so that it means the same for every kind of net).
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float, styles: Sequence[float] = ()) -> None:
-        self.denoiser, self.scale, self.styles = denoiser, scale, tuple(styles)
+    def __init__(self, denoiser: Denoiser, scale: float, styles: Sequence[float] = (), rescale: float = 0.0) -> None:
+        self.denoiser, self.scale, self.styles, self.rescale = denoiser, scale, tuple(styles), rescale
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -141,4 +160,7 @@ class Guided:
         guided = rows[:n] * self.weights[0]
         for k, weight in enumerate(self.weights[1:], start=1):
             guided = guided + rows[k * n : (k + 1) * n] * weight
+        if self.rescale:
+            factor = standard_deviation(rows[n : 2 * n]) / standard_deviation(guided)
+            guided = guided * (factor * self.rescale + (1 - self.rescale))
         return guided

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mindpangu.errors import UserError
+from mindpangu.text.weights import Weighted
 
 PAD, UNKNOWN, START_A, END_A = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 START_B, END_B = "<|startoftext|>", "<|endoftext|>"
@@ -34,6 +35,15 @@ class TextTokenizer:
             if len(encoding.ids) > self.context_length:
                 row[-1] = self.end_id
         return rows
+
+    def weights(self, prompt: Weighted) -> np.ndarray:
+        """(context_length,) float32: each token's weight, 1 for those that no span touches and for padding."""
+        weights = np.ones(self.context_length, np.float32)
+        for i, (start, stop) in enumerate(self.tokenizer.encode(prompt.text).offsets[: self.context_length]):
+            for first, last, weight in prompt.spans:
+                if start < last and stop > first:
+                    weights[i] = weight
+        return weights
 
     def length(self, prompt: str) -> int:
         """How many ids `prompt` takes, start and end included, uncut."""

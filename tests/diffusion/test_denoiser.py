@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mindpangu.diffusion import (
     SAMPLERS,
+    Conditioned,
     Guided,
     Inpainted,
     LaggingTimeDecoupled,
@@ -100,6 +101,27 @@ def test_guidance_is_the_releases_formula(scale, styles):
 def test_guidance_of_one_is_the_conditional_prediction():
     out = Guided(lambda x, s, c: np.array([5.0, 7.0]).reshape(2, 1, 1, 1), 1.0)(np.zeros((1, 1, 1, 1)), np.ones(1), ())
     assert out.item() == 7.0
+
+
+@given(st.floats(0, 1), st.integers(0, 99))
+@settings(deadline=None)
+def test_rescaled_guidance_has_the_conditional_predictions_deviation(rescale, seed):
+    rows = np.random.default_rng(seed).standard_normal((4, 3, 8, 8)) * 2 + 0.5
+    plain = Guided(lambda x, s, c: rows, 7.0)(np.zeros((2, 3, 8, 8)), np.ones(2), ())
+    out = Guided(lambda x, s, c: rows, 7.0, rescale=rescale)(np.zeros((2, 3, 8, 8)), np.ones(2), ())
+    for one, guided, conditional in zip(out, plain, rows[2:]):
+        expected = rescale * conditional.std() + (1 - rescale) * guided.std()
+        np.testing.assert_allclose(one.std(), expected, rtol=1e-9)
+        np.testing.assert_allclose(one / one.std(), guided / guided.std(), rtol=1e-6)
+
+
+def test_models_that_are_told_different_things_share_the_levels():
+    def told(x, sigma, cond):
+        return np.full_like(x, cond[0])
+
+    both = TimeDecoupled([Conditioned(told, (1.0,)), Conditioned(told, (2.0,))], [1.0])
+    drawn = [both(np.zeros((1, 1, 1, 1)), np.array([sigma]), ()).item() for sigma in (3.0, 0.5)]
+    assert drawn == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))

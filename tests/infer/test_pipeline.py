@@ -7,7 +7,7 @@ import pytest
 
 from mindpangu.errors import UserError
 from mindpangu.infer.files import contact_sheet, read_settings, save_drawing
-from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.infer.pipeline import PanGuDraw, picture_noise
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,42 @@ def _flip_last_byte(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
+
+
+def test_a_callback_sees_every_step_and_can_stop(pipeline):
+    seen = []
+    whole = pipeline("a fox", steps=4, on_step=lambda state: seen.append(state["step"]))[0]
+    assert seen == [0, 1, 2, 3]
+    stopped = pipeline("a fox", steps=4, on_step=lambda state: state["step"] < 1)[0]
+    early = []
+    pipeline("a fox", steps=4, on_step=lambda state: early.append(state["denoised"].asnumpy()[0]))
+    np.testing.assert_array_equal(stopped.latents, early[1])
+    assert not np.array_equal(np.asarray(whole.image), np.asarray(stopped.image))
+
+
+def test_latents_go_in_and_come_out(pipeline):
+    plain = pipeline(["a fox", "a cup"], steps=2, seed=3)
+    noise = np.stack([picture_noise(3, d.prompt, 0, 0, d.latents.shape) for d in plain])
+    given = pipeline(["a fox", "a cup"], steps=2, seed=99, latents=noise)
+    for one, other in zip(plain, given):
+        np.testing.assert_array_equal(np.asarray(one.image), np.asarray(other.image))
+        np.testing.assert_array_equal(one.latents, other.latents)
+    with pytest.raises(UserError, match=r"shape \(1, 4, 4, 4\); \(2, 4, 4, 4\) is needed"):
+        pipeline(["a fox", "a cup"], latents=noise[:1])
+
+
+def test_prompt_weights_move_the_prediction_and_one_does_not(pipeline):
+    noise = np.random.default_rng(0).standard_normal((1, 4, 4, 4), np.float32)
+    plain, one, more, none = (
+        pipeline(prompt, steps=2, guidance=20.0, latents=noise)[0].latents
+        for prompt in ("red fox", "(red:1) fox", "(red:2.5) fox", "(red:0) fox")
+    )
+    np.testing.assert_allclose(one, plain, atol=1e-5)
+    assert np.abs(more - plain).max() > 1e-5
+    assert np.abs(none - more).max() > np.abs(none - plain).max()
+
+
+def test_rescale_is_checked_and_said(pipeline):
+    assert pipeline("a fox", steps=1, rescale=0.7)[0].settings["rescale"] == 0.7
+    with pytest.raises(UserError, match=r"rescale is 2; 0 to 1"):
+        pipeline("a fox", rescale=2)

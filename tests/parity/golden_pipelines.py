@@ -33,6 +33,7 @@ FAMILIES = ("sd15", "sd21", "sdxl", "sdxl_refiner")
 FROM_PICTURE = ("sdxl_refiner",)
 WITH_LORA, LORAS = ("sd15", "sdxl"), {"kohya": 0.7, "peft": -0.4}
 CONTROL = 0.8, 0.0, 0.6  # strength, start, end: theirs counts steps and ours levels, here the same two of four
+REFINE_BELOW = 700
 PROMPTS, NEGATIVE = ("a red bus, one", "一只狐狸"), "blurry"
 SIZE, FACTOR, STEPS, GUIDANCE, SEED, STRENGTH = 64, 8, 4, 3.0, 5, 0.5
 EVERY = 2  # pixels kept in the file, each way
@@ -134,6 +135,17 @@ def control_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
     return tensors
 
 
+def draw_refined(base_folder: Path, refiner_folder: Path) -> np.ndarray:
+    """SDXL down to t = 200, its refiner below."""
+    import diffusers
+
+    share = 1 - REFINE_BELOW / 1000
+    base = diffusers.DiffusionPipeline.from_pretrained(base_folder)
+    latents = draw_with(base, "sdxl", denoising_end=share, output_type="latent")
+    refiner = diffusers.DiffusionPipeline.from_pretrained(refiner_folder)
+    return draw_with(refiner, "sdxl_refiner", image=latents, denoising_start=share, strength=1.0)
+
+
 def draw_controlled(theirs: Path, spec: ModelSpec, family: str) -> np.ndarray:
     """What diffusers draws with that ControlNet, looking at `source_picture`, at CONTROL's strength and range."""
     import diffusers
@@ -208,6 +220,8 @@ def draw_with(pipeline, family: str, **more) -> np.ndarray:
         "output_type": "np",
         **more,
     }
+    if "denoising_start" in more:
+        return pipeline(**options).images
     if family not in FROM_PICTURE:
         pipeline.scheduler.set_timesteps(STEPS)
         largest = float(pipeline.scheduler.sigmas[0])
@@ -251,6 +265,9 @@ def main() -> None:
             again = draw_with(kind.from_single_file(str(single), config=str(theirs), local_files_only=True), family)
             print(family, arrays[family].shape, "single file differs by", np.abs(again - arrays[family]).max())
             np.testing.assert_allclose(again, arrays[family], atol=1e-5)
+        base, refiner = (Path(temporary) / family / "theirs" for family in ("sdxl", "sdxl_refiner"))
+        arrays["refined"] = draw_refined(base, refiner)
+        print("refining moves the picture by", np.abs(arrays["refined"] - arrays["sdxl"]).mean())
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **{name: value[:, ::EVERY, ::EVERY] for name, value in arrays.items()})
 

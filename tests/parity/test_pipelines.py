@@ -24,6 +24,7 @@ from tests.parity.golden_pipelines import (
     LORAS,
     NEGATIVE,
     PROMPTS,
+    REFINE_BELOW,
     SEED,
     SIZE,
     STEPS,
@@ -93,6 +94,23 @@ def test_the_pictures_are_diffusers(folders, family, monkeypatch):
     ours = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
     with np.load(GOLDEN) as gold:
         assert np.abs(ours - 255 * gold[family].astype(np.float64)).max() <= LEVEL
+
+
+def test_base_and_refiner_draw_diffusers_picture(folders, monkeypatch, uncompiled):
+    monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
+    from mindpangu.infer.pipeline import PanGuDraw
+
+    base, refiner, other = (
+        PanGuDraw.from_pretrained(folders[family][1], "CPU") for family in ("sdxl", "sdxl_refiner", "sd15")
+    )
+    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
+    drawn = base(PROMPTS, **options, refiner=refiner, refine_below=REFINE_BELOW)
+    ours = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
+    with np.load(GOLDEN) as gold:
+        assert np.abs(ours - 255 * gold["refined"].astype(np.float64)).max() <= LEVEL
+    assert drawn[0].settings["refiner"] == "sdxl_refiner"
+    with pytest.raises(UserError, match="sd15 cannot refine sdxl: their autoencoders"):
+        base(PROMPTS, **options, refiner=other)
 
 
 @pytest.mark.parametrize("family", WITH_LORA)
