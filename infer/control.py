@@ -35,7 +35,15 @@ class Control:
     end: float = 1.0
 
     @classmethod
-    def open(cls, folder: Path, picture: Path, size: tuple[int, int], **options: float) -> Control:
+    def open(
+        cls,
+        folder: Path,
+        picture: Path,
+        size: tuple[int, int],
+        strength: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+    ) -> Control:
         """The ControlNet of a folder that `convert --controlnet` wrote, and a picture fitted to (width, height).
 
         Raises:
@@ -43,14 +51,13 @@ class Control:
         """
         from mindpangu.models.loading import load_controlnet
 
-        control = cls(load_controlnet(folder / "controlnet.safetensors"), Source.open(picture, None, size).picture)
-        control = replace(control, **options)
-        if not 0 <= control.start < control.end <= 1 or not np.isfinite(control.strength):
+        if not 0 <= start < end <= 1 or not np.isfinite(strength):
             raise UserError(
-                f"control {folder}: strength {control.strength}, start {control.start}, end {control.end}: a finite "
-                "strength and 0 <= start < end <= 1 are needed"
+                f"control {folder}: strength {strength}, start {start}, end {end}: a finite strength and "
+                "0 <= start < end <= 1 are needed"
             )
-        return control
+        net = load_controlnet(folder / "controlnet.safetensors")
+        return cls(net, Source.open(picture, None, size).picture, strength, start, end)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -154,8 +154,10 @@ class PanGuDraw:
 
         shapes = parts(self.model) if loras else {}
         read = [(load_lora(path, self.model, shapes), scale) for path, scale in loras]
-        for net in (*self.unets, *self._towers):
-            net.set_loras(read)
+        for unet in self.unets:
+            unet.set_loras(read)
+        for tower in self._towers:
+            tower.set_loras(read)
         self.loras = {path.name: scale for path, scale in loras}
 
     def __call__(

@@ -33,7 +33,7 @@ class Conditioner(nn.Cell):
         if len(self.towers) == 2:
             more, pooled = self.towers[1](ids[1])
             context = mops.concat((context, more), -1)
-        if not self.size_dim:
+        if not self.size_dim or numbers is None:
             return (context,)
         n, count = numbers.shape
         embedded = self.size_embedding(numbers.reshape((n * count,))).reshape((n, count * self.size_dim))

@@ -79,7 +79,8 @@ def _import(
         if controlnet:
             convert_controlnet(sources[0], spec, out, dtype, status.update)
         elif len(sources) == 2:
-            convert_release(*sources, spec, out, dtype, shard_bytes, vocabulary, status.update)
+            low, high = sources
+            convert_release(low, high, spec, out, dtype, shard_bytes, vocabulary, status.update)
         else:
             convert_family(sources[0], spec, out, dtype, shard_bytes, status.update)
 

@@ -19,6 +19,8 @@ GOLDEN = Path(__file__).parent / "golden" / "nets.npz"
 TOKENS = 7
 SIDE = 16
 SIZE_DIM = 8
+WIDE, WIDE_CONTEXT, VAE_WIDTH = 1280, 2048, 512
+VAE_MIDDLE = "decoder.mid_block."
 
 # The layouts of the families, narrow: (spec, where the vector goes in, are the projections convolutions?).
 UNETS = {
@@ -137,6 +139,34 @@ def run_text(name: str) -> dict[str, np.ndarray]:
     return {"features": features.numpy(), "pooled": out.pooler_output.numpy()}
 
 
+def run_transformer_block() -> np.ndarray:
+    """SDXL's widest transformer block: 1280 channels, 20 heads, text of 2048."""
+    import torch
+    from diffusers.models.attention import BasicTransformerBlock
+
+    block = BasicTransformerBlock(WIDE, WIDE // 64, 64, cross_attention_dim=WIDE_CONTEXT).eval()
+    of_peer(block)
+    x, context = (torch.from_numpy(value) for value in wide_inputs())
+    with torch.no_grad():
+        return block(x, encoder_hidden_states=context).numpy()
+
+
+def wide_inputs() -> tuple[np.ndarray, np.ndarray]:
+    """16 positions, 77 tokens."""
+    return inputs(1, 16, WIDE, seed=5), inputs(1, 77, WIDE_CONTEXT, seed=6)
+
+
+def run_vae_middle() -> np.ndarray:
+    """The autoencoder's middle at its real width."""
+    import torch
+    from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
+
+    block = UNetMidBlock2D(VAE_WIDTH, None, attention_head_dim=VAE_WIDTH, resnet_eps=1e-6).eval()
+    of_peer(block, VAE_MIDDLE)
+    with torch.no_grad():
+        return block(torch.from_numpy(inputs(1, VAE_WIDTH, 4, 5, seed=7))).numpy()
+
+
 def main() -> None:
     """Write the file."""
     arrays = {f"unet.{name}": run_unet(name) for name in UNETS}
@@ -144,6 +174,8 @@ def main() -> None:
         arrays.update({f"vae.{name}.{key}": value for key, value in run_vae(name).items()})
     for name in TEXTS:
         arrays.update({f"text.{name}.{key}": value for key, value in run_text(name).items()})
+    arrays["block.transformer"] = run_transformer_block()
+    arrays["block.vae_middle"] = run_vae_middle()
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **arrays)
 

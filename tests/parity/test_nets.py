@@ -12,12 +12,25 @@ runtime.start("CPU")
 from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E402
 
 from mindpangu.checkpoint.diffusers import unet_places, vae_places  # noqa: E402
-from mindpangu.checkpoint.transformers import tower_a_places, tower_b_places  # noqa: E402
+from mindpangu.checkpoint.places import whole  # noqa: E402
+from mindpangu.checkpoint.transformers import torch_name, tower_a_places, tower_b_places  # noqa: E402
 from mindpangu.models.clip import text_tower  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
-from mindpangu.models.unet import UNet  # noqa: E402
-from mindpangu.models.vae import AutoencoderKL  # noqa: E402
-from tests.parity.golden_nets import GOLDEN, SIZE_DIM, TEXTS, UNETS, VAES, text_ids, unet_inputs  # noqa: E402
+from mindpangu.models.unet import TransformerBlock, UNet  # noqa: E402
+from mindpangu.models.vae import AutoencoderKL, Middle  # noqa: E402
+from tests.parity.golden_nets import (  # noqa: E402
+    GOLDEN,
+    SIZE_DIM,
+    TEXTS,
+    UNETS,
+    VAE_WIDTH,
+    VAES,
+    WIDE,
+    WIDE_CONTEXT,
+    text_ids,
+    unet_inputs,
+    wide_inputs,
+)
 from tests.parity.weights import inputs, of_ours  # noqa: E402
 
 TOLERANCE = 1e-4  # of the largest value
@@ -79,3 +92,17 @@ def test_text_tower(family):
     features, pooled = net(Tensor(text_ids(spec)))
     assert error(features, f"text.{family}.features") <= TOLERANCE
     assert error(pooled, f"text.{family}.pooled") <= TOLERANCE
+
+
+def test_transformer_block_at_full_width():
+    net = TransformerBlock(WIDE, WIDE_CONTEXT, WIDE // 64).set_train(False)
+    of_ours(net, whole({p.name: torch_name(p.name) for p in net.get_parameters()}))
+    assert error(net(*(Tensor(value) for value in wide_inputs())), "block.transformer") <= TOLERANCE
+
+
+def test_vae_middle_at_full_width():
+    net = Middle(VAE_WIDTH, 32).set_train(False)
+    names = [p.name for p in net.get_parameters()]
+    places = vae_places([f"decoder.mid.{name}" for name in names], 1)
+    of_ours(net, {name: places[f"decoder.mid.{name}"] for name in names})
+    assert error(net(Tensor(inputs(1, VAE_WIDTH, 4, 5, seed=7))), "block.vae_middle") <= TOLERANCE
