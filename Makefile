@@ -28,8 +28,9 @@ $(VENV)/dev: $(VENV)/base
 
 demo: $(VENV)/base
 	$(BIN)/mindpangu generate \
-		"a fox, 3D style" "一只老虎, 3D风格" "a red apple on a yellow background" "火箭, 扁平风格, 蓝色背景" \
-		"a house, Noto style" "公共汽车, 绿色背景" "a dog on the left, a tree on the right" "一只狐狸在左边，一棵树在右边，蓝色背景" \
+		"a fox, 3D style" "一只老虎, 3D风格" "a red apple on a yellow background" "郁金香, 扁平风格, 蓝色背景" \
+		"a hamburger, Noto style" "企鹅, 绿色背景" "a dog on the left, a tulip on the right" \
+		"一只狐狸在左边，一个红苹果在右边，蓝色背景" \
 		--steps 30 --seed 1 --out out/demo --grid
 
 test: $(VENV)/dev

@@ -88,7 +88,7 @@ def check(request: Request, spec: PipelineSpec) -> None:
         UserError: one line: what was found, what is allowed.
     """
     if not request.prompts:
-        raise UserError('no prompt was given; for example: mindpangu generate "a red bus"')
+        raise UserError('no prompt was given; for example: mindpangu generate "a red apple"')
     for number, prompt in enumerate(request.prompts, start=1):
         if not prompt.strip():
             raise UserError(f"prompt {number} is empty; say what to draw")

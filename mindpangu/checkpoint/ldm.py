@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from mindpangu.checkpoint.places import Place
-from mindpangu.checkpoint.transformers import torch_name
+from mindpangu.checkpoint.transformers import open_clip_name, torch_name
 
 UNET, VAE, CONTROL = "model.diffusion_model.", "first_stage_model.", "control_model."
 # Where a CLIP tower stands, by how its parameters are named there.
@@ -57,20 +57,4 @@ def _of_open_clip(prefix: str, name: str) -> Place:
     if packed:
         layer, which, leaf = packed.groups()
         return Place((f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{leaf}",), third="qkv".index(which))
-    theirs = torch_name(name)
-    if theirs == "embeddings.position_embedding.weight":
-        return Place((prefix + "positional_embedding",))
-    for ours, other in _INVERSE:
-        theirs = re.sub(ours, other, theirs)
-    return Place((prefix + theirs,))
-
-
-_INVERSE = (
-    (r"^embeddings\.token_embedding\.", "token_embedding."),
-    (r"^encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."),
-    (r"^final_layer_norm\.", "ln_final."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-)
+    return Place((prefix + open_clip_name(torch_name(name)),))

@@ -9,15 +9,17 @@ from typing import Any
 from mindpangu.checkpoint.places import Place
 
 _LEAVES = (("gamma", "weight"), ("beta", "bias"), ("embedding_table", "weight"))
-_TOWER_B = (
-    (r"^token_embedding\.", "embeddings.token_embedding."),
-    (r"^positional_embedding$", "embeddings.position_embedding.weight"),
-    (r"^transformer\.resblocks\.(\d+)\.", r"encoder.layers.\1."),
-    (r"^ln_final\.", "final_layer_norm."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+# OpenCLIP's words and transformers', for all but the packed projections.
+_WORDS = (
+    ("token_embedding.", "embeddings.token_embedding."),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+    ("transformer.resblocks.", "encoder.layers."),
+    ("ln_final.", "final_layer_norm."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".attn.out_proj.", ".self_attn.out_proj."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
 )
 PREFIX = "text_model."
 
@@ -38,12 +40,19 @@ def tower_b_places(names: Iterable[str]) -> dict[str, Place]:
             table[name] = Place(("text_projection.weight",), transposed=True)
             continue
         theirs = torch_name(name)
-        for ours, other in _TOWER_B:
-            theirs = re.sub(ours, other, theirs)
+        for ours, other in _WORDS:
+            theirs = theirs.replace(ours, other)
         packed = re.match(r"(.*)\.attn\.in_proj_(weight|bias)$", theirs)
         split = [f"{packed[1]}.self_attn.{x}_proj.{packed[2]}" for x in "qkv"] if packed else [theirs]
         table[name] = Place(tuple(PREFIX + one for one in split))
     return table
+
+
+def open_clip_name(theirs: str) -> str:
+    """transformers' name of a parameter, other than of a query, key or value, in OpenCLIP's words."""
+    for open_clip, other in _WORDS:
+        theirs = theirs.replace(other, open_clip)
+    return theirs
 
 
 def text_config(spec: Mapping[str, Any]) -> dict[str, Any]:
