@@ -110,38 +110,42 @@ class PanGuDraw:
     >>> pictures[0].image.save("fox.png")
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Load the model folder. MindSpore must have been started (`runtime.start`).
+    def __init__(self, folder: Path, offload: bool = False) -> None:
+        """Load the model folder; with `offload` only the UNet in use lies in memory, read anew when its turn comes.
+
+        MindSpore must have been started (`runtime.start`).
 
         Raises:
             UserError: a file is missing, corrupt, or does not fit.
         """
         from mindpangu.models.inventory import spec_of
         from mindpangu.models.loading import load_conditioner, load_tokenizers, load_unets, load_vae
-        from mindpangu.models.lora import CellWithLoras
 
         zoo.check(folder)
+        self.folder = folder
         self.model = spec_of(folder)
         self.spec = self.model.pipeline
         self.schedule = NoiseSchedule(self.spec.schedule)
         self.vae = load_vae(folder / "vae.safetensors")
         self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim)
         self.tokenizers = load_tokenizers(folder, self.spec.towers)
-        self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts])
-        towers = zip(self.spec.towers, self.conditioner.towers)
+        self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload)
         self.loras: dict[str, float] = {}
-        self._towers = [CellWithLoras(tower, name, f"towers.{i}.") for i, (name, tower) in enumerate(towers)]
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: Union[str, Path], device: str = "auto") -> PanGuDraw:
+    def from_pretrained(
+        cls, name_or_folder: Union[str, Path], device: str = "auto", offload: bool = False
+    ) -> PanGuDraw:
         """A zoo model by name ("emoji-128"), or one's own model folder, on "CPU", "Ascend" or whichever is there.
+
+        `offload`: only the UNet in use lies in memory.
 
         Raises:
             UserError: unknown name, absent device, damaged files.
         """
         folder = zoo.find(name_or_folder)
         runtime.start(device)
-        return cls(folder)
+        return cls(folder, offload)
 
     def set_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Have exactly these LoRA files, each at its scale, merged into the weights; none: the weights as loaded.
@@ -150,14 +154,14 @@ class PanGuDraw:
             UserError: a file is no LoRA, or one of another model; nothing is changed then.
         """
         from mindpangu.models.inventory import parts
+        from mindpangu.models.loading import fill_towers
         from mindpangu.models.lora import load_lora
 
         shapes = parts(self.model) if loras else {}
         read = [(load_lora(path, self.model, shapes), scale) for path, scale in loras]
         for unet in self.unets:
             unet.set_loras(read)
-        for tower in self._towers:
-            tower.set_loras(read)
+        fill_towers(self.conditioner, self.folder, self.spec.towers, read)
         self.loras = {path.name: scale for path, scale in loras}
 
     def __call__(

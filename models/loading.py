@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, TypeVar
 
+import numpy as np
 from mindspore import Tensor
 
 from mindpangu import zoo
@@ -14,7 +15,7 @@ from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.controlnet import ControlNet
-from mindpangu.models.lora import Lora, Originals
+from mindpangu.models.lora import Lora, merged
 from mindpangu.models.spec import ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
@@ -61,26 +62,29 @@ class SharedUNet:
     """One of several sets of weights for the same Cells, so that a graph is compiled, and lies on the device, once.
 
     Calling it, or its `with_deep` and `reusing_deep`, puts its weights into the Cells first, unless they are there.
+    Meanwhile they are kept in memory as stored, or with `offload` on the disk alone.
     """
 
-    def __init__(self, cells: UNetCells, path: Path) -> None:
+    def __init__(self, cells: UNetCells, path: Path, offload: bool = False) -> None:
         """Raises: UserError."""
         self.cells, self.path = cells, path
-        load_into(cells.whole.trainable_params(), load_tensors(path), str(path))
-        self._weights = {p.name: Tensor(p.asnumpy()) for p in cells.whole.trainable_params()}
-        self._originals = Originals(path.stem, lambda name: self._weights[name].asnumpy())
-        cells.present = path
+        self._loras: Sequence[tuple[Lora, float]] = ()
+        self._stored: dict[str, np.ndarray] = {} if offload else load_tensors(path)
+        self._put()
 
     def set_loras(self, loras: Sequence[tuple[Lora, float]]) -> None:
         """Have exactly these LoRAs, each at its scale, merged into the weights."""
-        self._weights.update({name: Tensor(value) for name, value in self._originals.with_loras(loras).items()})
+        self._loras = loras
         self.cells.present = None
+
+    def _put(self) -> None:
+        weights = merged(self._stored or load_tensors(self.path), self._loras, self.path.stem)
+        load_into(self.cells.whole.trainable_params(), weights, str(self.path))
+        self.cells.present = self.path
 
     def _present(self) -> UNetCells:
         if self.cells.present != self.path:
-            for parameter in self.cells.whole.trainable_params():
-                parameter.set_data(self._weights[parameter.name])
-            self.cells.present = self.path
+            self._put()
         return self.cells
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -95,26 +99,35 @@ class SharedUNet:
         return self._present().reusing_deep(deep, *inputs)
 
 
-def load_unets(paths: Sequence[Path]) -> list[SharedUNet]:
-    """The UNets of several checkpoints, for inference; those of equal spec share their Cells. Raises: UserError."""
+def load_unets(paths: Sequence[Path], offload: bool = False) -> list[SharedUNet]:
+    """The UNets of several checkpoints, for inference; those of equal spec share their Cells.
+
+    `offload`: only the weights in use lie in memory. Raises: UserError.
+    """
     cells: dict[UNetSpec, UNetCells] = {}
     unets = []
     for path in paths:
         spec = read_spec(path, UNetSpec)
         if spec not in cells:
             cells[spec] = UNetCells(spec)
-        unets.append(SharedUNet(cells[spec], path))
+        unets.append(SharedUNet(cells[spec], path, offload))
     return unets
 
 
 def load_conditioner(folder: Path, towers: Sequence[str], size_dim: int) -> Conditioner:
     """The text towers of a folder ({tower}.safetensors), for inference. Raises: UserError."""
-    paths = [folder / f"{tower}.safetensors" for tower in towers]
-    net = Conditioner([read_spec(path, TextSpec) for path in paths], size_dim)
-    for i, (tower, path) in enumerate(zip(net.towers, paths)):
-        # A tower inside the conditioner carries its place in its parameters' names.
-        load_into(tower.trainable_params(), prefixed(load_tensors(path), f"towers.{i}."), str(path))
+    net = Conditioner([read_spec(folder / f"{tower}.safetensors", TextSpec) for tower in towers], size_dim)
+    fill_towers(net, folder, towers, ())
     return net.set_train(False)
+
+
+def fill_towers(net: Conditioner, folder: Path, towers: Sequence[str], loras: Sequence[tuple[Lora, float]]) -> None:
+    """Put the folder's weights into the towers, with LoRAs merged in. Raises: UserError."""
+    for i, (name, tower) in enumerate(zip(towers, net.towers)):
+        path = folder / f"{name}.safetensors"
+        # A tower inside the conditioner carries its place in its parameters' names.
+        weights = prefixed(merged(load_tensors(path), loras, name), f"towers.{i}.")
+        load_into(tower.trainable_params(), weights, str(path))
 
 
 def load_tokenizers(folder: Path, towers: Sequence[str]) -> list[TextTokenizer]:

@@ -1,13 +1,12 @@
-"""LoRA on our nets: which parameter a module's update belongs to, merging into weights, and out of them again."""
+"""LoRA on our nets: which parameter a module's update belongs to, and weights with updates merged in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, nn
 
 from mindpangu.checkpoint.lora import Update, flat, read_lora
 from mindpangu.checkpoint.places import Shapes
@@ -74,35 +73,14 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
     return lora
 
 
-class Originals:
-    """The weights of one part as they were before any LoRA; `read(name)` gives a weight as it is now."""
-
-    def __init__(self, part: str, read: Callable[[str], np.ndarray]) -> None:
-        self.part, self.read = part, read
-        self.kept: dict[str, np.ndarray] = {}
-
-    def with_loras(self, loras: Sequence[tuple[Lora, float]]) -> dict[str, np.ndarray]:
-        """{name: weight} to set, so that the part has exactly these LoRAs, each at its scale, and no earlier ones."""
-        wanted = {target.parameter for lora, _ in loras for target, _ in lora.get(self.part, [])}
-        for name in wanted - set(self.kept):
-            self.kept[name] = self.read(name).copy()
-        changed = {name: self.kept.pop(name) for name in set(self.kept) - wanted}
-        changed.update({name: self.kept[name].astype(np.float32) for name in wanted})
-        for lora, scale in loras:
-            for target, update in lora.get(self.part, []):
-                rows = np.split(changed[target.parameter], target.thirds)[target.third]
-                rows += np.float32(scale) * update.delta().reshape(rows.shape)
-        return changed
-
-
-class CellWithLoras:
-    """A Cell that stands for a part of a model; its parameters' names begin with `prefix`."""
-
-    def __init__(self, cell: nn.Cell, part: str, prefix: str) -> None:
-        self.parameters = {p.name[len(prefix) :]: p for p in cell.trainable_params()}
-        self.originals = Originals(part, lambda name: self.parameters[name].asnumpy())
-
-    def set_loras(self, loras: Sequence[tuple[Lora, float]]) -> None:
-        """Have exactly these LoRAs, each at its scale, merged into the parameters."""
-        for name, value in self.originals.with_loras(loras).items():
-            self.parameters[name].set_data(Tensor(value))
+def merged(weights: Mapping[str, np.ndarray], loras: Sequence[tuple[Lora, float]], part: str) -> dict[str, np.ndarray]:
+    """The weights of a part with LoRAs, each at its scale; what no LoRA changes is `weights`' own."""
+    changed: dict[str, np.ndarray] = {}
+    for lora, scale in loras:
+        for target, update in lora.get(part, []):
+            name = target.parameter
+            if name not in changed:
+                changed[name] = np.array(weights[name], np.float32)
+            rows = np.split(changed[name], target.thirds)[target.third]
+            rows += np.float32(scale) * update.delta().reshape(rows.shape)
+    return {**weights, **changed}

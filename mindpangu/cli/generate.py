@@ -148,6 +148,7 @@ def generate(
     out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
     model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
+    offload: bool = typer.Option(False, "--offload", help="Keep only the UNet in use in memory."),
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:
     """Draw pictures from prompts."""
@@ -157,9 +158,10 @@ def generate(
     from mindpangu.infer.files import contact_sheet, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
 
-    pipeline = PanGuDraw.from_pretrained(model, device)
-    pipeline.set_loras(loras)
-    second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device)
+    pipeline = PanGuDraw.from_pretrained(model, device, offload)
+    if loras:
+        pipeline.set_loras(loras)
+    second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device, offload)
     source = open_source(init, mask, size or pipeline.spec.default_size)
     controls = open_controls(wanted, size or pipeline.spec.default_size)
     shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag)

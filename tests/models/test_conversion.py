@@ -108,7 +108,7 @@ def test_the_folder_loads_as_a_model(spec, released, tmp_path):
     structure, _ = load_unets([tmp_path / "structure.safetensors", tmp_path / "texture.safetensors"])
     load_vae(tmp_path / "vae.safetensors")
     load_conditioner(tmp_path, spec.pipeline.towers, spec.pipeline.size_dim)
-    ours = {name: value.asnumpy() for name, value in structure._weights.items()}
+    ours = structure._stored
     for name, value in part_of(contents["high"], "structure", ours).items():
         np.testing.assert_array_equal(ours[name], value.astype(np.float16))
 

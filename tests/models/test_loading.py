@@ -11,14 +11,15 @@ from mindpangu.checkpoint.store import load_into, load_tensors
 from mindpangu.errors import UserError
 
 
-def test_unets_of_equal_spec_share_a_cell_and_keep_their_own_weights(runs):
+@pytest.mark.parametrize("offload", [False, True])
+def test_unets_of_equal_spec_share_a_cell_and_keep_their_own_weights(runs, offload):
     from mindspore import Tensor
 
     from mindpangu.models.loading import load_unets
     from mindpangu.models.unet import UNet
 
     paths = [runs / "structure" / "unet.safetensors", runs / "texture" / "unet.safetensors"]
-    unets = load_unets(paths)
+    unets = load_unets(paths, offload)
     assert unets[0].cells is unets[1].cells
     rng = np.random.default_rng(0)
     inputs = [
