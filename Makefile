@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test lint data zoo clean
+.PHONY: demo gallery test lint data zoo clean
 
 $(VENV)/base: pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "mindpangu: no suitable Python found; install Python 3.9, 3.10, 3.11 or 3.12" \
@@ -32,6 +32,15 @@ demo: $(VENV)/base
 		"a hamburger, Noto style" "企鹅, 绿色背景" "a dog on the left, a tulip on the right" \
 		"一只狐狸在左边，一个红苹果在右边，蓝色背景" \
 		--steps 30 --seed 1 --out out/demo --grid
+
+# The pictures of docs/gallery.md: from a picture, into a picture, one model after another.
+gallery: $(VENV)/base
+	$(BIN)/mindpangu generate "a strawberry, 3D style" "一个汉堡, 3D风格" --init docs/gallery/apple.png --strength 0.8 \
+		--seed 1 --out out/gallery/from_picture --grid
+	$(BIN)/mindpangu generate "a dog on the left, a tulip on the right" "一只狗在左边，一个草莓在右边" \
+		--init docs/gallery/pair.png --mask docs/gallery/right.png --strength 1 --seed 1 --out out/gallery/inpainted --grid
+	$(BIN)/mindpangu generate "a fox, 3D style" "企鹅, 绿色背景" --refiner emoji-128 --refine-below 200 --seed 1 \
+		--out out/gallery/refined --grid
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest

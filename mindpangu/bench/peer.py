@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,8 +21,10 @@ from mindpangu.bench.cases import GUIDANCE, PROMPTS, STEPS, TOKENS, Case
 from mindpangu.checkpoint.diffusers import unet_config, unet_places, vae_config, vae_places
 from mindpangu.checkpoint.places import Place
 from mindpangu.checkpoint.store import load_tensors, read_card
+from mindpangu.config import parse
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule, ScheduleSpec, TimeDecoupled, uniform_sigmas
 from mindpangu.diffusion.samplers import euler
+from mindpangu.models.spec import UNetSpec
 
 
 class UNet(nn.Module):
@@ -54,7 +57,7 @@ class VAE(nn.Module):
 
 def load_unet(path: Path) -> UNet:
     """Our UNet's checkpoint in diffusers' class."""
-    spec, tensors = read_card(path)["spec"], load_tensors(path)
+    spec, tensors = asdict(parse(read_card(path)["spec"], UNetSpec, str(path))), load_tensors(path)
     net = UNet2DConditionModel.from_config(unet_config(spec, "index", 0))
     depths = spec["transformer_depth"]
     _fill(net, unet_places(tensors, len(depths), spec["num_res_blocks"], depths), tensors)
