@@ -19,7 +19,7 @@ from mindpangu.checkpoint.transformers import text_config
 from mindpangu.errors import UserError
 from mindpangu.models.conversion import Said, check_room
 from mindpangu.models.inventory import parts, spec_of
-from mindpangu.models.naming import diffusers_places, stem_of, subfolder
+from mindpangu.models.naming import TOWERS, diffusers_places, stem_of, subfolder
 from mindpangu.models.spec import ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 
@@ -102,21 +102,18 @@ def _model_index(spec: ModelSpec) -> dict[str, Any]:
     told = spec.pipeline.told
     if told == "index":
         return {}
-    towers = {
-        "text_a": ("CLIPTextModel", "text_encoder", "tokenizer"),
-        "text_b": ("CLIPTextModelWithProjection", "text_encoder_2", "tokenizer_2"),
-    }
     index: dict[str, Any] = {
         "_class_name": PIPELINES.get(told, REFINER),
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     }
-    for tower, (kind, encoder, tokenizer) in towers.items():
+    for tower, encoder in TOWERS.items():
         there = tower in spec.texts
         if there or told != "none":
+            kind = text_config(asdict(spec.texts[tower]))["architectures"][0] if there else None
             index[encoder] = ["transformers", kind] if there else [None, None]
-            index[tokenizer] = ["transformers", "CLIPTokenizer"] if there else [None, None]
+            index[TOKENIZER_FOLDERS[tower]] = ["transformers", "CLIPTokenizer"] if there else [None, None]
     if told == "none":
         index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     else:
