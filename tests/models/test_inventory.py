@@ -43,6 +43,13 @@ def test_counts_are_the_published_ones(released):
     assert parameters(released["vae"]) == 83_653_863
 
 
+@pytest.mark.parametrize(("model", "count"), [("sd15", 859_520_964), ("sd21", 865_910_724), ("sdxl", 2_567_463_684)])
+def test_counts_of_the_families_are_the_published_ones(model, count):
+    from mindpangu.models.inventory import find_spec, parameters, shapes_of
+
+    assert parameters(shapes_of(find_spec(model).unets["unet"])) == count
+
+
 def test_the_release_draws_any_multiple_of_64_as_the_nearest_of_its_sizes():
     from mindpangu.models.inventory import find_spec
 
