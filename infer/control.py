@@ -86,7 +86,7 @@ class ControlledDenoiser:
     def _steered(self, active: Sequence[tuple[Control, Any]], x: Any, t: Any, *cond: Any) -> Any:
         total: list[Any] = []
         for one, hint in active:
-            given = [one.strength * y for y in one.net(x, t, hint.tile((x.shape[0], 1, 1, 1)), *cond)]
+            given = [one.strength * y for y in one.net(x, t, hint, *cond)]
             total = [a + b for a, b in zip(total, given)] if total else given
         context, vector = cond if len(cond) == 2 else (cond[0], None)
         return self.unet(x, t, context, vector, tuple(total))

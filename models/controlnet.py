@@ -18,9 +18,10 @@ def zero_conv(channels: int) -> nn.CellList:
 
 
 class ControlNet(UNetEncoder):
-    """construct(x (N, C, h, w), t (N,), hint (N, 3, h·f, w·f) in [0, 1], context, vector or None) -> UNet's `control`.
+    """construct(x (N, C, h, w), t (N,), hint (1, 3, h·f, w·f) in [0, 1], context, vector or None) -> UNet's `control`.
 
-    One tensor for each skip connection of the UNet, then one for its middle.
+    One tensor for each skip connection of the UNet, then one for its middle. All rows look at the same hint, which the
+    stem sees once.
     """
 
     def __init__(self, spec: ControlNetSpec) -> None:
@@ -36,7 +37,7 @@ class ControlNet(UNetEncoder):
         self.middle_block_out = zero_conv(self.skip_channels[-1])
 
     def look(self, hint: Tensor) -> Tensor:
-        """The stem: (N, 3, h·f, w·f) -> (N, model_channels, h, w)."""
+        """The stem: (1, 3, h·f, w·f) -> (1, model_channels, h, w)."""
         y = self.input_hint_block[0](hint)
         for i in range(2, len(self.input_hint_block), 2):
             y = self.input_hint_block[i](ops.silu(y))

@@ -10,7 +10,7 @@ import numpy as np
 
 from mindpangu.checkpoint.lora import Update, flat, read_lora
 from mindpangu.checkpoint.places import Shapes
-from mindpangu.checkpoint.store import MAX_NAMED
+from mindpangu.checkpoint.store import some
 from mindpangu.errors import UserError
 from mindpangu.models.naming import TOWERS, diffusers_places
 from mindpangu.models.spec import ModelSpec
@@ -65,10 +65,8 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
             lora.setdefault(ours, []).append((target, update))
     for what, names in (("has no module", unknown), ("has another shape of", misshapen)):
         if names:
-            more = ", …" if len(names) > MAX_NAMED else ""
             raise UserError(
-                f"{path}: {spec.pipeline.name} {what} {', '.join(names[:MAX_NAMED])}{more} ({len(names)} in all); the "
-                "LoRA is of another model"
+                f"{path}: {spec.pipeline.name} {what} {some(names)} ({len(names)} in all); the LoRA is of another model"
             )
     return lora
 

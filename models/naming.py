@@ -27,9 +27,14 @@ def stem_of(part: str) -> str:
     return "model" if part in TOWERS else "diffusion_pytorch_model"
 
 
+def vector_of(spec: ModelSpec) -> Vector:
+    """Where diffusers' UNets take the vector in."""
+    return "class_embedding" if spec.pipeline.told == "index" else "add_embedding"
+
+
 def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
     """Every part's parameters in diffusers' and transformers' names."""
-    vector: Vector = "class_embedding" if spec.pipeline.told == "index" else "add_embedding"
+    vector = vector_of(spec)
     places: Places = {"vae": vae_places(shapes["vae"], len(spec.vae.channel_mult))}
     for name, unet in spec.unets.items():
         levels, blocks = len(unet.channel_mult), unet.num_res_blocks
@@ -42,10 +47,9 @@ def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
 
 def controlnet_places(model: ModelSpec, spec: ControlNetSpec, shapes: Shapes) -> dict[str, Place]:
     """A ControlNet's parameters in diffusers' names."""
-    vector: Vector = "class_embedding" if model.pipeline.told == "index" else "add_embedding"
     unet = spec.unet
     levels, blocks = len(unet.channel_mult), unet.num_res_blocks
-    return unet_places(shapes, levels, blocks, unet.transformer_depth, vector, control=True)
+    return unet_places(shapes, levels, blocks, unet.transformer_depth, vector_of(model), control=True)
 
 
 def ldm_places(spec: ModelSpec, shapes: Mapping[str, Shapes], found: TensorFiles) -> Places:

@@ -231,6 +231,11 @@ class UNet(UNetEncoder):
                 stages.append(nn.CellList(layers))
         return nn.CellList(stages)
 
+    @staticmethod
+    def _join(x: Tensor, skip: Tensor, control: Optional[tuple[Tensor, ...]], number: int) -> Tensor:
+        """x beside skip connection `number`, steered where there is a control."""
+        return mops.concat((x, skip if control is None else skip + control[number]), 1)
+
     def enter(self, x: Tensor, embedding: Tensor, context: Tensor) -> list[Tensor]:
         """The full-resolution stages on the way down; their outputs."""
         skips = []
@@ -251,10 +256,7 @@ class UNet(UNetEncoder):
         if control is not None:
             x = x + control[len(self.input_blocks)]
         for i in range(len(self.output_blocks) - self.shallow):
-            skip = skips[-1 - i]
-            if control is not None:
-                skip = skip + control[len(self.input_blocks) - 1 - i]
-            x = mops.concat((x, skip), 1)
+            x = self._join(x, skips[-1 - i], control, len(self.input_blocks) - 1 - i)
             x = self._stage(self.output_blocks[i], x, embedding, context)
         return x
 
@@ -268,10 +270,7 @@ class UNet(UNetEncoder):
     ) -> Tensor:
         """The full-resolution stages on the way up, and the output."""
         for i in range(self.shallow):
-            skip = skips[-1 - i]
-            if control is not None:
-                skip = skip + control[self.shallow - 1 - i]
-            x = mops.concat((x, skip), 1)
+            x = self._join(x, skips[-1 - i], control, self.shallow - 1 - i)
             x = self._stage(self.output_blocks[i - self.shallow], x, embedding, context)
         return self.out[2](self.out[0](x))
 

@@ -16,13 +16,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from mindpangu.checkpoint.places import Shape
 from mindpangu.errors import UserError
 
 MAX_NAMED = 3  # how many names an error lists of each kind
 BLOCK = 2**22  # bytes read at a time for a digest
-
-
-Shape = tuple[int, ...]
 
 
 class NamedParameter(Protocol):
@@ -191,10 +189,11 @@ def check_fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape], source: s
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
-    problems = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
+    problems = [f"{len(names)} {kind} ({some(names)})" for kind, names in kinds if names]
     if problems:
         raise UserError(f"{source}: the tensors do not fit the net: {'; '.join(problems)}")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many names, for an error."""
     return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")

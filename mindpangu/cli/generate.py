@@ -92,30 +92,31 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
 
 
-def open_source(init: Optional[Path], mask: Optional[Path], size: str) -> Optional[Source]:
-    """The files of --init and --mask at "WxH". Raises: UserError."""
+def asked_sides(size: str) -> tuple[int, int]:
+    """Width and height of "WxH". Raises: UserError."""
+    from mindpangu.data.examples import parse_size
+
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def open_source(init: Optional[Path], mask: Optional[Path], sides: tuple[int, int]) -> Optional[Source]:
+    """The files of --init and --mask at (width, height). Raises: UserError."""
     if init is None:
         if mask is not None:
             raise UserError("--mask needs --init, the picture that it belongs to")
         return None
-    from mindpangu.data.examples import parse_size
     from mindpangu.infer.source import Source
 
-    try:
-        return Source.open(init, mask, parse_size(size))
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    return Source.open(init, mask, sides)
 
 
-def open_controls(wanted: list[tuple[Path, Path, dict[str, float]]], size: str) -> tuple[Control, ...]:
-    """The ControlNets of --control, their pictures at "WxH". Raises: UserError."""
-    from mindpangu.data.examples import parse_size
+def open_controls(wanted: list[tuple[Path, Path, dict[str, float]]], sides: tuple[int, int]) -> tuple[Control, ...]:
+    """The ControlNets of --control, their pictures at (width, height). Raises: UserError."""
     from mindpangu.infer.control import Control
 
-    try:
-        sides = parse_size(size)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     return tuple(Control.open(folder, picture, sides, **options) for folder, picture, options in wanted)
 
 
@@ -162,9 +163,9 @@ def generate(
     if loras:
         pipeline.set_loras(loras)
     second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device, offload)
-    source = open_source(init, mask, size or pipeline.spec.default_size)
-    controls = open_controls(wanted, size or pipeline.spec.default_size)
-    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag)
+    sides = asked_sides(size or pipeline.spec.default_size)
+    source, controls = open_source(init, mask, sides), open_controls(wanted, sides)
+    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag, rescale)
     steered = [(one.net.spec, one.start, one.end) for one in controls]
     start = None if source is None else strength
     refined = refiner and (zoo.fingerprint(zoo.find(refiner)), refine_below)

@@ -244,13 +244,13 @@ def main() -> None:
             ours, theirs, single = (Path(temporary) / family / name for name in ("ours", "theirs", "one.safetensors"))
             build(narrow(family), ours)
             export_diffusers(ours, theirs)
-            arrays[family] = draw_with(diffusers.DiffusionPipeline.from_pretrained(theirs), family)
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(theirs)
+            arrays[family] = draw_with(pipeline, family)
             single_file(ours, single)
             if family in WITH_LORA:
                 arrays[f"{family}.control"] = draw_controlled(theirs, narrow(family), family)
                 moved = np.abs(arrays[f"{family}.control"] - arrays[family]).mean()
                 print(family, "control moves the picture by", moved)
-                pipeline = diffusers.DiffusionPipeline.from_pretrained(theirs)
                 for form, scale in LORAS.items():
                     save_tensors(single.with_name(f"{form}.safetensors"), lora_tensors(narrow(family), form))
                     pipeline.load_lora_weights(single.parent, weight_name=f"{form}.safetensors", adapter_name=form)
@@ -261,8 +261,9 @@ def main() -> None:
                 for name in ("kohya", "peft", "both"):
                     moved = np.abs(arrays[f"{family}.{name}"] - arrays[family]).mean()
                     print(family, name, "moves the picture by", moved)
-            kind = getattr(diffusers, type(diffusers.DiffusionPipeline.from_pretrained(theirs)).__name__)
-            again = draw_with(kind.from_single_file(str(single), config=str(theirs), local_files_only=True), family)
+            again = draw_with(
+                type(pipeline).from_single_file(str(single), config=str(theirs), local_files_only=True), family
+            )
             print(family, arrays[family].shape, "single file differs by", np.abs(again - arrays[family]).max())
             np.testing.assert_allclose(again, arrays[family], atol=1e-5)
         base, refiner = (Path(temporary) / family / "theirs" for family in ("sdxl", "sdxl_refiner"))
