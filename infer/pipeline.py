@@ -36,9 +36,21 @@ from mindpangu.text.weights import parse_weights
 if TYPE_CHECKING:
     from mindpangu.models.spec import ModelSpec, PipelineSpec
 
-BATCH = 8  # pictures drawn together
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
-KEPT_OUT = ("prompts", "n", "source", "strength", "controls", "refiner", "refine_below", "latents")  # of settings
+# Of a picture's settings: what is said in another way, or makes no difference to it.
+KEPT_OUT = (
+    "prompts",
+    "n",
+    "seed",
+    "source",
+    "strength",
+    "controls",
+    "refiner",
+    "refine_below",
+    "latents",
+    "batch",
+    "vae_tile",
+)
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
 
 Progress = Callable[[int, int], None]
@@ -110,42 +122,45 @@ class PanGuDraw:
     >>> pictures[0].image.save("fox.png")
     """
 
-    def __init__(self, folder: Path, offload: bool = False) -> None:
+    def __init__(self, folder: Path, offload: bool = False, dtype: str = "fp32") -> None:
         """Load the model folder; with `offload` only the UNet in use lies in memory, read anew when its turn comes.
 
-        MindSpore must have been started (`runtime.start`).
+        `dtype`: fp32, or fp16 for weights of half the size, widened as they are used. MindSpore must have been started
+        (`runtime.start`).
 
         Raises:
             UserError: a file is missing, corrupt, or does not fit.
         """
         from mindpangu.models.inventory import spec_of
-        from mindpangu.models.loading import load_conditioner, load_tokenizers, load_unets, load_vae
+        from mindpangu.models.loading import DTYPES, load_conditioner, load_tokenizers, load_unets, load_vae
 
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
         zoo.check(folder)
         self.folder = folder
         self.model = spec_of(folder)
         self.spec = self.model.pipeline
         self.schedule = NoiseSchedule(self.spec.schedule)
-        self.vae = load_vae(folder / "vae.safetensors")
-        self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim)
+        self.vae = load_vae(folder / "vae.safetensors", dtype)
+        self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim, dtype)
         self.tokenizers = load_tokenizers(folder, self.spec.towers)
-        self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload)
+        self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload, dtype)
         self.loras: dict[str, float] = {}
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: Union[str, Path], device: str = "auto", offload: bool = False
+        cls, name_or_folder: Union[str, Path], device: str = "auto", offload: bool = False, dtype: str = "fp32"
     ) -> PanGuDraw:
         """A zoo model by name ("emoji-128"), or one's own model folder, on "CPU", "Ascend" or whichever is there.
 
-        `offload`: only the UNet in use lies in memory.
+        `offload`: only the UNet in use lies in memory. `dtype`: of the weights in memory, fp32 or fp16.
 
         Raises:
             UserError: unknown name, absent device, damaged files.
         """
         folder = zoo.find(name_or_folder)
         runtime.start(device)
-        return cls(folder, offload)
+        return cls(folder, offload, dtype)
 
     def set_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Have exactly these LoRA files, each at its scale, merged into the weights; none: the weights as loaded.
@@ -189,6 +204,8 @@ class PanGuDraw:
             "styles": self.spec.default_styles,
         }
         given = {key: value for key, value in options.items() if value is not None}
+        if "seed" in given and not isinstance(given["seed"], int):
+            given["seed"] = tuple(given["seed"])
         request = Request((prompts,) if isinstance(prompts, str) else tuple(prompts), **{**defaults, **given})
         check(request, self.spec)
         for unet in self.model.unets.values():
@@ -202,27 +219,30 @@ class PanGuDraw:
         self, request: Request, progress: Optional[Progress] = None, on_step: Optional[OnStep] = None
     ) -> Iterator[Drawing]:
         """The pictures of a checked request, as they are finished."""
-        wanted = [(prompt, i) for prompt in request.prompts for i in range(request.n)]
-        batches = [wanted[start : start + BATCH] for start in range(0, len(wanted), BATCH)]
+        from mindpangu.models.tiled import TiledDecoder
+
+        numbers = range(request.pictures)
+        batches = [numbers[start : start + request.batch] for start in range(0, request.pictures, request.batch)]
+        decode = self.vae.decode if request.vae_tile is None else TiledDecoder(self.vae, request.vae_tile)
         nearest = self.spec.nearest_size(request.size)
         if nearest != request.size:
             warnings.warn(f"{self.spec.name} was not trained at {request.size}; it is told {nearest}", stacklevel=3)
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         for number, batch in enumerate(batches):
-            latents = self._denoise(
-                request, batch, number * BATCH, partial(_report, progress, on_step, number, len(batches))
-            )
-            pictures = to_pictures(self.vae.decode(latents).asnumpy())
-            for (prompt, index), picture, latent in zip(batch, pictures, latents.asnumpy()):
+            latents = self._denoise(request, batch, partial(_report, progress, on_step, number, len(batches)))
+            pictures = to_pictures(decode(latents).asnumpy())
+            for one, picture, latent in zip(batch, pictures, latents.asnumpy()):
                 if request.source is not None:
                     picture = request.source.keep_rest(picture)  # noqa: PLW2901
-                yield Drawing(Image.fromarray(picture), prompt, index, self._settings(request, prompt, index), latent)
+                seed, prompt, index = request.start_of(one)
+                settings = self._settings(request, seed, prompt, index)
+                yield Drawing(Image.fromarray(picture), prompt, index, settings, latent)
 
     def _check_latents(self, request: Request) -> None:
         if request.latents is not None:
-            vae, count = self.vae.spec, len(request.prompts) * request.n
-            wanted = (count, vae.z_channels, request.height // vae.factor, request.width // vae.factor)
+            vae = self.vae.spec
+            wanted = (request.pictures, vae.z_channels, request.height // vae.factor, request.width // vae.factor)
             if request.latents.shape != wanted:
                 raise UserError(f"latents have the shape {request.latents.shape}; {wanted} is needed")
 
@@ -283,10 +303,8 @@ class PanGuDraw:
         )
         return Conditioned(guided, self._condition(request, prompts))
 
-    def _denoise(
-        self, request: Request, batch: Sequence[tuple[str, int]], first: int, on_step: Callable[[dict], None]
-    ) -> Any:
-        """Clean latents of a batch, whose first picture is number `first` of the request."""
+    def _denoise(self, request: Request, batch: range, on_step: Callable[[dict], None]) -> Any:
+        """Clean latents of a batch: the numbers of its pictures in the request."""
         from mindspore import Tensor
 
         sigmas = SIGMA_LISTS[request.sigmas](self.schedule, request.steps)[request.first_step :]
@@ -295,10 +313,10 @@ class PanGuDraw:
 
         def noise(draw: int) -> Any:
             if draw == 0 and request.latents is not None:
-                return Tensor(np.asarray(request.latents[first : first + len(batch)], np.float32))
-            return Tensor(np.stack([picture_noise(request.seed, p, i, draw, shape) for p, i in batch]))
+                return Tensor(np.asarray(request.latents[batch.start : batch.stop], np.float32))
+            return Tensor(np.stack([picture_noise(*request.start_of(one), draw, shape) for one in batch]))
 
-        prompts = [prompt for prompt, _ in batch]
+        prompts = [request.start_of(one)[1] for one in batch]
         denoiser = self._guided(request, prompts)
         if request.refiner is not None:
             refining = replace(request, styles={}, controls=())
@@ -321,7 +339,7 @@ class PanGuDraw:
         except _StoppedError as stopped:
             return stopped.denoised
 
-    def _settings(self, request: Request, prompt: str, index: int) -> dict[str, Any]:
+    def _settings(self, request: Request, seed: int, prompt: str, index: int) -> dict[str, Any]:
         shown = {key: value for key, value in vars(request).items() if key not in KEPT_OUT}
         if request.source is not None:
             shown.update(source=request.source.digest, strength=request.strength)
@@ -336,6 +354,7 @@ class PanGuDraw:
         return {
             "model": self.spec.name,
             "prompt": prompt,
+            "seed": seed,
             "index": index,
             **shown,
             "styles": dict(request.styles),

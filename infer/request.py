@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
@@ -28,11 +28,14 @@ class Request:
     """Prompts and how to draw them.
 
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
+    seed: one for all pictures, or one for each, which is then what that seed alone draws of its prompt;
     sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
     features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
     through, 1 for all; lag: switch the nets one step late, as the released code does; controls: ControlNets that steer;
     latents: unit Gaussian (pictures, C, h, w) to start from instead of the seed's;
-    rescale: φ of guidance rescale; refiner: another model of the same latents that draws at t < refine_below.
+    rescale: φ of guidance rescale; refiner: another model of the same latents that draws at t < refine_below;
+    batch: pictures drawn together, the fewer the less memory; vae_tile: side in pixels of the tiles in which pictures
+    are decoded, None for whole pictures.
     """
 
     prompts: tuple[str, ...]
@@ -41,7 +44,7 @@ class Request:
     steps: int = 30
     styles: Mapping[str, float] = field(default_factory=dict)
     negative: str = ""
-    seed: int = 0
+    seed: Union[int, tuple[int, ...]] = 0
     n: int = 1
     sampler: str = "euler"
     sigmas: str = "uniform"
@@ -54,6 +57,8 @@ class Request:
     rescale: float = 0.0
     refiner: Optional[PanGuDraw] = None
     refine_below: int = 200
+    batch: int = 8
+    vae_tile: Optional[int] = None
 
     @property
     def width(self) -> int:
@@ -64,6 +69,18 @@ class Request:
     def first_step(self) -> int:
         """The step at which a walk from a source starts."""
         return 0 if self.source is None else self.steps - max(1, round(self.steps * self.strength))
+
+    @property
+    def pictures(self) -> int:
+        """How many are asked for."""
+        return len(self.prompts) * self.n
+
+    def start_of(self, number: int) -> tuple[int, str, int]:
+        """Of picture `number`: seed, prompt, and its index among those of one prompt and one seed."""
+        prompt, index = divmod(number, self.n)
+        if isinstance(self.seed, int):
+            return self.seed, self.prompts[prompt], index
+        return self.seed[number], self.prompts[prompt], 0
 
     @property
     def height(self) -> int:
@@ -97,13 +114,18 @@ def check(request: Request, spec: PipelineSpec) -> None:
         ("steps", request.steps),
         ("n", request.n),
         ("cache_interval", request.cache_interval),
+        ("batch", request.batch),
+        ("vae_tile", 1 if request.vae_tile is None else request.vae_tile),
     ):
         if count < 1:
             raise UserError(f"{name} is {count}; at least 1 is needed")
     if request.steps > spec.schedule.steps:
         raise UserError(f"steps is {request.steps}; the noise schedule has {spec.schedule.steps}")
-    if not 0 <= request.seed <= MAX_SEED:
-        raise UserError(f"seed is {request.seed}; 0 to {MAX_SEED} is allowed")
+    for seed in (request.seed,) if isinstance(request.seed, int) else request.seed:
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seed is {seed}; 0 to {MAX_SEED} is allowed")
+    if not isinstance(request.seed, int) and len(request.seed) != request.pictures:
+        raise UserError(f"{len(request.seed)} seeds for {request.pictures} pictures; give one, or one for each picture")
     if not math.isfinite(request.guidance):
         raise UserError(
             f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}"

@@ -23,14 +23,14 @@ def dense(in_channels: int, out_channels: int) -> Dense:
 
 
 class Embedding(nn.Cell):
-    """A lookup table, (ids) -> (ids, width)."""
+    """A lookup table, (ids) -> (ids, width) float32."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.embedding_table = Parameter(initializer(Normal(INIT_STD), (size, width)), name="embedding_table")
 
     def construct(self, ids: Tensor) -> Tensor:
-        return mops.gather(self.embedding_table, ids, 0)
+        return mops.gather(self.embedding_table, ids, 0).astype("float32")
 
 
 def at_end(features: Tensor, ids: Tensor, end_id: int) -> Tensor:
@@ -151,7 +151,7 @@ class SelfAttentionB(nn.Cell):
 
     def construct(self, x: Tensor, mask: Tensor) -> Tensor:
         n, length, width = x.shape
-        packed = self.matmul(x.reshape((n * length, width)), self.in_proj_weight) + self.in_proj_bias
+        packed = self.matmul(x.reshape((n * length, width)), self.in_proj_weight.astype(x.dtype)) + self.in_proj_bias
         q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
         return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, mask=mask))
 
@@ -220,8 +220,8 @@ class TextTowerB(nn.Cell):
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         x = self.token_embedding(ids) + self.positional_embedding
         features, last = self.transformer(x, self.mask)
-        pooled = mops.matmul(at_end(self.ln_final(last), ids, self.end_id), self.text_projection)
-        return features, pooled
+        end = at_end(self.ln_final(last), ids, self.end_id)
+        return features, mops.matmul(end, self.text_projection.astype(end.dtype))
 
 
 def text_tower(spec: TextSpec) -> nn.Cell:

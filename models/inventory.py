@@ -15,7 +15,7 @@ from mindpangu.config import load
 from mindpangu.errors import UserError, nearest
 from mindpangu.models.clip import text_tower
 from mindpangu.models.controlnet import ControlNet
-from mindpangu.models.loading import Spec, load_model_spec, read_spec
+from mindpangu.models.loading import Spec, empty, load_model_spec, read_spec
 from mindpangu.models.spec import ControlNetSpec, ModelSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
@@ -65,10 +65,7 @@ def parts(spec: ModelSpec) -> dict[str, Shapes]:
 
 def shapes_of(spec: NetSpec) -> Shapes:
     """Parameters of a net, from a Cell that holds no weights."""
-    from mindspore.nn.utils import no_init_parameters
-
-    with no_init_parameters():
-        return {p.name: tuple(p.shape) for p in net_of(spec).get_parameters()}
+    return {p.name: tuple(p.shape) for p in empty(lambda: net_of(spec)).get_parameters()}
 
 
 def net_of(spec: NetSpec) -> nn.Cell:

@@ -1,4 +1,7 @@
-"""The layers that several nets share."""
+"""The layers that several nets share.
+
+Weights of layers may lie in float16 (see `loading.empty`): each is widened to its input's dtype as it is used.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ class Conv2d(nn.Cell):
         self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias")
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.before, self.after)
+        return ops.conv2d(x, self.weight.astype(x.dtype), self.bias, self.stride, self.before, self.after)
 
 
 class Dense(nn.Cell):
@@ -86,7 +89,7 @@ class Dense(nn.Cell):
         self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias") if bias else None
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.dense(x, self.weight, self.bias)
+        return ops.dense(x, self.weight.astype(x.dtype), self.bias)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, init: str = "he_uniform") -> Conv2d:

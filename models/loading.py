@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Optional, TypeVar
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
+from mindspore import dtype as mstype
+from mindspore.nn.utils import no_init_parameters
 
 from mindpangu import zoo
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card, verify
@@ -22,6 +25,9 @@ from mindpangu.models.vae import AutoencoderKL
 from mindpangu.text.tokenizer import TextTokenizer
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec, ControlNetSpec)
+Net = TypeVar("Net", bound=nn.Cell)
+
+DTYPES = {"fp32": mstype.float32, "fp16": mstype.float16}
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:
@@ -33,26 +39,38 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
     return parse(read_card(path).get("spec"), kind, f"{path.with_suffix('.json')}: spec")
 
 
-def load_vae(path: Path) -> AutoencoderKL:
+def empty(net: Callable[[], Net], dtype: str = "fp32") -> Net:
+    """A net for inference that waits for its weights; those of two or more axes will lie in memory in `dtype`."""
+    with no_init_parameters():
+        made = net()
+    for parameter in made.get_parameters():
+        if parameter.ndim > 1:
+            parameter.set_dtype(DTYPES[dtype])
+    return made.set_train(False)
+
+
+def load_vae(path: Path, dtype: str = "fp32") -> AutoencoderKL:
     """The autoencoder of a checkpoint, for inference. Raises: UserError."""
-    net = AutoencoderKL(read_spec(path, VAESpec))
+    spec = read_spec(path, VAESpec)
+    net = empty(lambda: AutoencoderKL(spec), dtype)
     load_into(net.trainable_params(), load_tensors(path), str(path))
-    return net.set_train(False)
+    return net
 
 
-def load_controlnet(path: Path) -> ControlNet:
+def load_controlnet(path: Path, dtype: str = "fp32") -> ControlNet:
     """The ControlNet of a checkpoint, for inference. Raises: UserError."""
     verify(path)
-    net = ControlNet(read_spec(path, ControlNetSpec))
+    spec = read_spec(path, ControlNetSpec)
+    net = empty(lambda: ControlNet(spec), dtype)
     load_into(net.trainable_params(), load_tensors(path), str(path))
-    return net.set_train(False)
+    return net
 
 
 class UNetCells:
     """One UNet's Cells for inference, over the same parameters, and whose weights these hold."""
 
-    def __init__(self, spec: UNetSpec) -> None:
-        self.whole = UNet(spec).set_train(False)
+    def __init__(self, spec: UNetSpec, dtype: str) -> None:
+        self.whole = empty(lambda: UNet(spec), dtype)
         self.with_deep = UNetWithDeep(self.whole).set_train(False)
         self.reusing_deep = UNetReusingDeep(self.whole).set_train(False)
         self.present: Optional[Path] = None
@@ -62,14 +80,14 @@ class SharedUNet:
     """One of several sets of weights for the same Cells, so that a graph is compiled, and lies on the device, once.
 
     Calling it, or its `with_deep` and `reusing_deep`, puts its weights into the Cells first, unless they are there.
-    Meanwhile they are kept in memory as stored, or with `offload` on the disk alone.
+    Meanwhile they are kept in memory as stored where `kept`, else on the disk alone.
     """
 
-    def __init__(self, cells: UNetCells, path: Path, offload: bool = False) -> None:
+    def __init__(self, cells: UNetCells, path: Path, kept: bool) -> None:
         """Raises: UserError."""
         self.cells, self.path = cells, path
         self._loras: Sequence[tuple[Lora, float]] = ()
-        self._stored: dict[str, np.ndarray] = {} if offload else load_tensors(path)
+        self._stored: dict[str, np.ndarray] = load_tensors(path) if kept else {}
         self._put()
 
     def set_loras(self, loras: Sequence[tuple[Lora, float]]) -> None:
@@ -99,26 +117,23 @@ class SharedUNet:
         return self._present().reusing_deep(deep, *inputs)
 
 
-def load_unets(paths: Sequence[Path], offload: bool = False) -> list[SharedUNet]:
+def load_unets(paths: Sequence[Path], offload: bool = False, dtype: str = "fp32") -> list[SharedUNet]:
     """The UNets of several checkpoints, for inference; those of equal spec share their Cells.
 
     `offload`: only the weights in use lie in memory. Raises: UserError.
     """
-    cells: dict[UNetSpec, UNetCells] = {}
-    unets = []
-    for path in paths:
-        spec = read_spec(path, UNetSpec)
-        if spec not in cells:
-            cells[spec] = UNetCells(spec)
-        unets.append(SharedUNet(cells[spec], path, offload))
-    return unets
+    specs = [read_spec(path, UNetSpec) for path in paths]
+    users = Counter(specs)
+    cells = {spec: UNetCells(spec, dtype) for spec in users}
+    return [SharedUNet(cells[spec], path, not offload and users[spec] > 1) for spec, path in zip(specs, paths)]
 
 
-def load_conditioner(folder: Path, towers: Sequence[str], size_dim: int) -> Conditioner:
+def load_conditioner(folder: Path, towers: Sequence[str], size_dim: int, dtype: str = "fp32") -> Conditioner:
     """The text towers of a folder ({tower}.safetensors), for inference. Raises: UserError."""
-    net = Conditioner([read_spec(folder / f"{tower}.safetensors", TextSpec) for tower in towers], size_dim)
+    specs = [read_spec(folder / f"{tower}.safetensors", TextSpec) for tower in towers]
+    net = empty(lambda: Conditioner(specs, size_dim), dtype)
     fill_towers(net, folder, towers, ())
-    return net.set_train(False)
+    return net
 
 
 def fill_towers(net: Conditioner, folder: Path, towers: Sequence[str], loras: Sequence[tuple[Lora, float]]) -> None:

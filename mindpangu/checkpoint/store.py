@@ -28,6 +28,7 @@ class NamedParameter(Protocol):
 
     name: str
     shape: tuple[int, ...]
+    dtype: Any
 
     def asnumpy(self) -> np.ndarray: ...
     def set_data(self, data: Any) -> Any: ...
@@ -162,17 +163,17 @@ def _load_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_into(parameters: Iterable[NamedParameter], tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Set every parameter from the tensor of its name, converted to float32 where it is fp16.
+    """Set every parameter from the tensor of its name, converted to the parameter's dtype.
 
     Raises:
         UserError: naming missing, unexpected and mis-shaped tensors; nothing is changed then.
     """
-    from mindspore import Tensor
+    from mindspore import Tensor, dtype_to_nptype
 
     by_name = {p.name: p for p in parameters}
     check_fit({n: tuple(p.shape) for n, p in by_name.items()}, {n: t.shape for n, t in tensors.items()}, source)
     for name, parameter in by_name.items():
-        parameter.set_data(Tensor(tensors[name].astype(np.float32)))
+        parameter.set_data(Tensor(tensors[name].astype(dtype_to_nptype(parameter.dtype))))
 
 
 def check_fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape], source: str) -> None:

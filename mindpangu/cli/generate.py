@@ -129,8 +129,11 @@ def generate(
     guidance: Optional[float] = typer.Option(None, help="How hard to follow the prompt (1: not at all harder)."),
     style: list[str] = typer.Option([], help="name=weight: guide towards a style; may be repeated."),
     negative: str = typer.Option("", help="What to keep away from."),
-    seed: int = typer.Option(0, help="Picture i is a function of the seed, the prompt and i."),
+    seed: list[int] = typer.Option(
+        [0], help="Picture i is a function of the seed, the prompt and i; given again and again: one for each picture."
+    ),
     n: int = typer.Option(1, help="Pictures a prompt."),
+    batch: int = typer.Option(8, help="Pictures drawn together; fewer need less memory."),
     sampler: str = typer.Option("euler", help=f"{', '.join(SAMPLERS)}."),
     sigmas: str = typer.Option("uniform", help="Noise levels: uniform (in t) or karras."),
     cache_interval: int = typer.Option(1, help="Compute the nets' deep features every so many steps: faster, coarser."),
@@ -150,6 +153,8 @@ def generate(
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
     model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
     offload: bool = typer.Option(False, "--offload", help="Keep only the UNet in use in memory."),
+    dtype: str = typer.Option("fp32", help="Weights in memory: fp32, or fp16 for half the size."),
+    vae_tile: Optional[int] = typer.Option(None, help="Decode in tiles of so many pixels a side: less memory, slower."),
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:
     """Draw pictures from prompts."""
@@ -159,13 +164,28 @@ def generate(
     from mindpangu.infer.files import contact_sheet, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
 
-    pipeline = PanGuDraw.from_pretrained(model, device, offload)
+    pipeline = PanGuDraw.from_pretrained(model, device, offload, dtype)
     if loras:
         pipeline.set_loras(loras)
-    second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device, offload)
+    second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device, offload, dtype)
     sides = asked_sides(size or pipeline.spec.default_size)
     source, controls = open_source(init, mask, sides), open_controls(wanted, sides)
-    shapes = (size, len(prompts) * n, steps, guidance, sorted(styles), sampler, sigmas, cache_interval, lag, rescale)
+    shapes = (
+        *(
+            size,
+            len(prompts) * n,
+            batch,
+            steps,
+            guidance,
+            sorted(styles),
+            sampler,
+            sigmas,
+            cache_interval,
+            lag,
+            rescale,
+        ),
+        *(dtype, vae_tile),
+    )
     steered = [(one.net.spec, one.start, one.end) for one in controls]
     start = None if source is None else strength
     refined = refiner and (zoo.fingerprint(zoo.find(refiner)), refine_below)
@@ -184,8 +204,10 @@ def generate(
             guidance=guidance,
             styles=styles or None,
             negative=negative,
-            seed=seed,
+            seed=seed[0] if len(seed) == 1 else seed,
             n=n,
+            batch=batch,
+            vae_tile=vae_tile,
             sampler=sampler,
             sigmas=sigmas,
             cache_interval=cache_interval,

@@ -30,6 +30,33 @@ def test_a_picture_depends_on_seed_prompt_and_index_alone(pipeline):
     assert np.abs(difference).max() <= 1  # the batch's size may change the last bit of a sum
 
 
+def test_with_a_seed_for_each_picture_each_is_what_its_seed_alone_draws(pipeline):
+    together = pipeline(["a fox", "dog"], steps=2, n=2, seed=[4, 5, 6, 4], batch=3)
+    for drawing, prompt, seed in zip(together, ("a fox", "a fox", "dog", "dog"), (4, 5, 6, 4)):
+        alone = pipeline(prompt, steps=2, seed=seed)[0]
+        assert drawing.settings == alone.settings
+        np.testing.assert_allclose(drawing.latents, alone.latents, atol=1e-4)
+
+
+def test_weights_in_half_precision_draw_the_same_picture(pipeline, model_folder):
+    """The checkpoint is fp16, and a weight is widened before it is used."""
+    halved = PanGuDraw.from_pretrained(model_folder, "CPU", dtype="fp16")
+    assert {str(p.dtype) for p in halved.unets[0].cells.whole.get_parameters() if p.ndim > 1} == {"Float16"}
+    for one, other in zip(*(model("a red bus", steps=3, seed=5) for model in (pipeline, halved))):
+        np.testing.assert_array_equal(one.latents, other.latents)
+        np.testing.assert_array_equal(np.asarray(one.image), np.asarray(other.image))
+
+
+def test_refuses_an_unknown_dtype(model_folder):
+    with pytest.raises(UserError, match="dtype fp8 is unknown; allowed: fp32, fp16"):
+        PanGuDraw.from_pretrained(model_folder, "CPU", dtype="fp8")
+
+
+def test_a_picture_decoded_in_tiles_is_the_picture(pipeline):
+    whole, tiled = (pipeline("dog", steps=2, vae_tile=tile)[0].image for tile in (None, 5))
+    assert np.abs(np.asarray(whole, int) - np.asarray(tiled)).max() <= 1
+
+
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim"])
 def test_every_sampler_runs(pipeline, sampler):
     assert pipeline("dog", steps=2, sampler=sampler, sigmas="karras")[0].image.size == (32, 32)
@@ -47,6 +74,9 @@ def test_every_sampler_runs(pipeline, sampler):
         ({"sigmas": "log"}, "allowed: uniform, karras"),
         ({"guidance": float("nan")}, "finite"),
         ({"seed": -1}, "allowed"),
+        ({"seed": [1, 2]}, "2 seeds for 1 pictures"),
+        ({"batch": 0}, "batch is 0"),
+        ({"vae_tile": 0}, "vae_tile is 0"),
     ],
 )
 def test_refuses_in_one_line(pipeline, options, words):

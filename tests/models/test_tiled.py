@@ -1,0 +1,33 @@
+"""The decoder in tiles computes what the decoder computes, wherever the tiles end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindpangu import runtime
+from mindpangu.models.spec import VAESpec
+from mindpangu.models.tiled import TiledDecoder
+from mindpangu.models.vae import AutoencoderKL
+
+PLAIN = VAESpec(z_channels=4, channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=4, scale=(0.2,))
+PATCHED = VAESpec(z_channels=4, channels=8, channel_mult=(2, 2), num_res_blocks=2, norm_groups=4, patch=2)
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_operators", lambda: "fp32")
+
+
+@pytest.mark.parametrize("spec", [PLAIN, PATCHED])
+def test_equals_the_whole_decoder(spec):
+    rng = np.random.default_rng(0)
+    vae = AutoencoderKL(spec).set_train(False)
+    for parameter in vae.get_parameters():  # no zeros, no ones: every layer must count
+        parameter.set_data(Tensor(0.3 * rng.standard_normal(parameter.shape).astype(np.float32)))
+    latents = Tensor(rng.standard_normal((2, 4, 5, 7)).astype(np.float32))
+    whole = vae.decode(latents).asnumpy()
+    for side in (1, 7, 16, 100):
+        tiled = TiledDecoder(vae, side)(latents).asnumpy()
+        assert np.abs(tiled - whole).max() <= 1e-5 * np.abs(whole).max(), side
