@@ -1,4 +1,4 @@
-"""What a UNet costs, on paper: every layer with its parameters, FLOPs and bytes, from the spec alone.
+"""What a net costs, on paper: every layer with its parameters, FLOPs and bytes, from the spec alone.
 
 Nothing is allocated, so the 2.57B release is counted as fast as the zoo's net.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from mindpangu.models.spec import UNetSpec
+from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,7 @@ class Layer:
     """One operator of a forward pass.
 
     `flops`: multiplications and additions of matrix products, 2 per multiply-add. `vector_flops`: other arithmetic.
-    `numbers`: elements read and written, weights included, each once; times the bytes of an element they are the least
-    traffic with main memory.
+    `read`, `written`: elements of activations, each once.
     """
 
     name: str
@@ -26,7 +25,13 @@ class Layer:
     parameters: int
     flops: int
     vector_flops: int
-    numbers: int
+    read: int
+    written: int
+
+    @property
+    def numbers(self) -> int:
+        """Elements read and written, weights included: times an element's bytes, the least traffic with main memory."""
+        return self.read + self.written + self.parameters
 
 
 Size = tuple[int, int]
@@ -35,7 +40,7 @@ Size = tuple[int, int]
 def dense(name: str, rows: int, inner: int, outer: int, bias: bool = True) -> Layer:
     """(rows, inner) -> (rows, outer)."""
     parameters = inner * outer + bias * outer
-    return Layer(name, "dense", parameters, 2 * rows * inner * outer, 0, rows * (inner + outer) + parameters)
+    return Layer(name, "dense", parameters, 2 * rows * inner * outer, 0, rows * inner, rows * outer)
 
 
 def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size, stride: int = 1) -> Layer:
@@ -43,20 +48,19 @@ def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size,
     read, written = batch * prod(size), batch * prod(size) // stride**2
     parameters = inner * outer * kernel**2 + outer
     flops = 2 * written * inner * outer * kernel**2
-    return Layer(name, "conv", parameters, flops, 0, read * inner + written * outer + parameters)
+    return Layer(name, "conv", parameters, flops, 0, read * inner, written * outer)
 
 
 def norm(name: str, rows: int, channels: int) -> Layer:
     """A normalisation with scale and shift, about 8 operations a number."""
-    return Layer(name, "norm", 2 * channels, 0, 8 * rows * channels, 2 * rows * channels + 2 * channels)
+    return Layer(name, "norm", 2 * channels, 0, 8 * rows * channels, rows * channels, rows * channels)
 
 
 def attention(name: str, batch: int, heads: int, channels: int, queries: int, keys: int) -> Layer:
     """Scores, softmax (about 8 operations a score) and weighted sum, without a table of scores in memory."""
     flops = 4 * batch * queries * keys * channels
-    return Layer(
-        name, "attention", 0, flops, 8 * batch * heads * queries * keys, 2 * batch * channels * (queries + keys)
-    )
+    read, written = batch * channels * (queries + 2 * keys), batch * channels * queries
+    return Layer(name, "attention", 0, flops, 8 * batch * heads * queries * keys, read, written)
 
 
 def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int) -> Iterator[Layer]:
@@ -144,3 +148,53 @@ def _transformer(
         yield dense(f"{block}.ff.net.0.proj", rows, channels, 8 * channels)
         yield dense(f"{block}.ff.net.2", rows, 4 * channels, channels)
     yield dense(f"{name}.proj_out", rows, channels, channels)
+
+
+def decoder_layers(spec: VAESpec, batch: int, height: int, width: int) -> Iterator[Layer]:
+    """The layers of `AutoencoderKL.decode` on (batch, z_channels, height, width) latents, in order."""
+    widths = [spec.channels * mult for mult in spec.channel_mult]
+    last = len(widths) - 1
+    size, channels = (height, width), widths[-1]
+
+    def block(name: str, outer: int) -> Iterator[Layer]:
+        yield norm(f"{name}.norm1", batch * prod(size), channels)
+        yield conv(f"{name}.conv1", batch, channels, outer, 3, size)
+        yield norm(f"{name}.norm2", batch * prod(size), outer)
+        yield conv(f"{name}.conv2", batch, outer, outer, 3, size)
+        if channels != outer:
+            yield conv(f"{name}.nin_shortcut", batch, channels, outer, 1, size)
+
+    yield conv("post_quant_conv", batch, spec.z_channels, spec.z_channels, 1, size)
+    yield conv("decoder.conv_in", batch, spec.z_channels, channels, 3, size)
+    yield from block("decoder.mid.block_1", channels)
+    yield norm("decoder.mid.attn_1.norm", batch * prod(size), channels)
+    for projection in "qkv":
+        yield conv(f"decoder.mid.attn_1.{projection}", batch, channels, channels, 1, size)
+    yield attention("decoder.mid.attn_1", batch, 1, channels, prod(size), prod(size))
+    yield conv("decoder.mid.attn_1.proj_out", batch, channels, channels, 1, size)
+    yield from block("decoder.mid.block_2", channels)
+    for level in range(last, -1, -1):
+        for i in range(spec.num_res_blocks + 1):
+            yield from block(f"decoder.up.{level}.block.{i}", widths[level])
+            channels = widths[level]
+        if level:
+            size = (2 * size[0], 2 * size[1])
+            yield conv(f"decoder.up.{level}.upsample.conv", batch, channels, channels, 3, size)
+    yield norm("decoder.norm_out", batch * prod(size), channels)
+    yield conv("decoder.conv_out", batch, channels, 3 * spec.patch**2, 3, size)
+
+
+def text_layers(spec: TextSpec, batch: int) -> Iterator[Layer]:
+    """The layers of a text tower on `batch` prompts, embedding tables left out; the three projections as one layer."""
+    rows, width = batch * spec.context_length, spec.width
+    for i in range(spec.layers_used):
+        yield norm(f"{i}.norm1", rows, width)
+        yield dense(f"{i}.qkv", rows, width, 3 * width)
+        yield attention(f"{i}.attention", batch, spec.heads, width, spec.context_length, spec.context_length)
+        yield dense(f"{i}.out", rows, width, width)
+        yield norm(f"{i}.norm2", rows, width)
+        yield dense(f"{i}.mlp.1", rows, width, 4 * width)
+        yield dense(f"{i}.mlp.2", rows, 4 * width, width)
+    yield norm("norm", rows, width)
+    if spec.projection_dim:
+        yield dense("projection", batch, width, spec.projection_dim, False)

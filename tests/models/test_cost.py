@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.models.cost import unet_layers
-from mindpangu.models.spec import UNetSpec
+from mindpangu.models.cost import decoder_layers, text_layers, unet_layers
+from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 
 RELEASE = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)
 
@@ -46,3 +46,30 @@ def test_cost_grows_as_it_must():
     assert flops("conv", 3, 32) == 3 * flops("conv", 1, 32)
     assert flops("conv", 1, 64) == 4 * flops("conv", 1, 32)
     assert flops("attention", 1, 64) == 16 * flops("attention", 1, 32)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        VAESpec(z_channels=4, channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4),
+        VAESpec(z_channels=3, channels=4, channel_mult=(2, 2, 1), num_res_blocks=2, norm_groups=4, patch=2),
+    ],
+)
+def test_parameters_are_those_of_the_decoder(spec):
+    from mindpangu.models.vae import AutoencoderKL
+
+    counted: dict[str, int] = {}
+    for parameter in AutoencoderKL(spec).trainable_params():
+        owner = parameter.name.rsplit(".", 1)[0]
+        if owner.startswith(("decoder.", "post_quant")):
+            counted[owner] = counted.get(owner, 0) + int(np.prod(parameter.shape))
+    assert {x.name: x.parameters for x in decoder_layers(spec, 1, 8, 8) if x.parameters} == counted
+
+
+def test_parameters_are_those_of_the_text_tower():
+    from mindpangu.models.clip import text_tower
+
+    spec = TextSpec(50, 2, 16, 2, 2, "gelu", "penultimate", 12, 8)
+    everything = sum(int(np.prod(p.shape)) for p in text_tower(spec).trainable_params())
+    tables = (spec.vocab_size + spec.context_length) * spec.width
+    assert sum(layer.parameters for layer in text_layers(spec, 1)) == everything - tables
