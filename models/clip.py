@@ -1,4 +1,5 @@
-"""CLIP's towers (arXiv 2103.00020): two kinds of text tower, as PanGu-Draw uses them, and a vision transformer.
+"""CLIP's towers (arXiv 2103.00020): two kinds of text tower, as PanGu-Draw uses them, Chinese-CLIP's, and a vision
+transformer.
 
 Parameter names: tower A as in transformers' CLIPTextModel (Chinese-CLIP in PanGu-Draw), tower B as in OpenCLIP.
 """
@@ -15,6 +16,7 @@ from mindpangu.models.layers import Dense, LayerNorm
 from mindpangu.models.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
+EPS_BERT = 1e-12
 
 
 def dense(in_channels: int, out_channels: int) -> Dense:
@@ -224,9 +226,53 @@ class TextTowerB(nn.Cell):
         return features, mops.matmul(end, self.text_projection.astype(end.dtype))
 
 
+# ---- Chinese-CLIP's tower ------------------------------------------------------------------------------------------
+
+
+class LayerBert(nn.Cell):
+    """A post-norm transformer layer (arXiv 1810.04805)."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.attention = SelfAttentionA(spec)
+        self.attention_norm = LayerNorm(spec.width, EPS_BERT)
+        self.mlp = MLPA(spec)
+        self.mlp_norm = LayerNorm(spec.width, EPS_BERT)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.attention(x, mask))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class TextTowerBert(nn.Cell):
+    """ids (N, L) int32 -> (features (N, L, C) of the last layer; pooled (N, projection_dim): the projected first).
+
+    Chinese-CLIP's (arXiv 2211.01335): tokens look at all that is no padding.
+    """
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.pad_id = spec.pad_id
+        self.token_embedding = Embedding(spec.vocab_size, spec.width)
+        self.position_embedding = Embedding(spec.context_length, spec.width)
+        self.segment_embedding = Embedding(2, spec.width)  # of a pair of texts; a prompt is the first
+        self.norm = LayerNorm(spec.width, EPS_BERT)
+        self.layers = nn.CellList([LayerBert(spec) for _ in range(spec.layers_used)])
+        self.text_projection = Dense(spec.width, spec.projection_dim, False, Normal(spec.width**-0.5))
+
+    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        mask = ((ids == self.pad_id).astype("float32") * -1e9).expand_dims(1).expand_dims(1)
+        x = self.token_embedding(ids) + self.position_embedding.embedding_table
+        x = self.norm(x + self.segment_embedding.embedding_table[0])
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x, self.text_projection(x[:, 0])
+
+
 def text_tower(spec: TextSpec) -> nn.Cell:
     """The tower that `spec.output` asks for."""
-    return TextTowerB(spec) if spec.output == "penultimate" else TextTowerA(spec)
+    kinds = {"penultimate": TextTowerB, "bert": TextTowerBert}
+    return kinds.get(spec.output, TextTowerA)(spec)
 
 
 # ---- Image tower ---------------------------------------------------------------------------------------------------

@@ -19,14 +19,13 @@ from mindpangu.checkpoint.transformers import text_config
 from mindpangu.errors import UserError
 from mindpangu.models.conversion import Said, check_room
 from mindpangu.models.inventory import parts, spec_of
-from mindpangu.models.naming import TOWERS, diffusers_places, stem_of, subfolder
+from mindpangu.models.naming import TOKENIZERS, TOWERS, diffusers_places, stem_of, subfolder
 from mindpangu.models.spec import ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 
 PIPELINES = {"none": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 TORCH_METADATA = {"format": "pt"}  # without it transformers refuses a file
-TOKENIZER_FOLDERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}
 
 
 def export_diffusers(folder: Path, out: Path, said: Said = lambda line: None) -> None:
@@ -55,8 +54,10 @@ def export_diffusers(folder: Path, out: Path, said: Said = lambda line: None) ->
         _write(to / "config.json", _config(spec, part))
     for tower in spec.texts:
         tokenizer = Tokenizer.from_file(str(folder / zoo.tokenizer_of(tower)))
-        if tokenizer.token_to_id(START_B) is not None:  # BERT's vocabulary is the user's own file
-            _write_clip_tokenizer(out / TOKENIZER_FOLDERS[tower], tokenizer, spec.texts[tower].pad_id)
+        if tokenizer.token_to_id(START_B) is None:
+            _write_bert_tokenizer(out / TOKENIZERS[tower], tokenizer)
+        else:
+            _write_clip_tokenizer(out / TOKENIZERS[tower], tokenizer, spec.texts[tower].pad_id)
     _write(out / "scheduler" / "scheduler_config.json", _scheduler(spec))
     index = _model_index(spec)
     if index:
@@ -113,7 +114,8 @@ def _model_index(spec: ModelSpec) -> dict[str, Any]:
         if there or told != "none":
             kind = text_config(asdict(spec.texts[tower]))["architectures"][0] if there else None
             index[encoder] = ["transformers", kind] if there else [None, None]
-            index[TOKENIZER_FOLDERS[tower]] = ["transformers", "CLIPTokenizer"] if there else [None, None]
+            reader = "BertTokenizer" if there and spec.texts[tower].output == "bert" else "CLIPTokenizer"
+            index[TOKENIZERS[tower]] = ["transformers", reader] if there else [None, None]
     if told == "none":
         index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     else:
@@ -121,6 +123,13 @@ def _model_index(spec: ModelSpec) -> dict[str, Any]:
         if told == "refiner":
             index["requires_aesthetics_score"] = True
     return index
+
+
+def _write_bert_tokenizer(to: Path, tokenizer: Tokenizer) -> None:
+    """vocab.txt and tokenizer_config.json."""
+    ids = tokenizer.get_vocab()
+    write_atomically(to / "vocab.txt", ("\n".join(sorted(ids, key=ids.__getitem__)) + "\n").encode())
+    _write(to / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer"})
 
 
 def _write_clip_tokenizer(to: Path, tokenizer: Tokenizer, pad_id: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
@@ -16,20 +17,32 @@ from mindpangu.checkpoint.store import check_fit, file_digest, save_checkpoint
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
 from mindpangu.models.conversion import DTYPES, Said, check_room, narrowed, write_model
 from mindpangu.models.inventory import parts, shapes_of
-from mindpangu.models.naming import controlnet_places, diffusers_places, ldm_places, stem_of, subfolder
+from mindpangu.models.naming import TOKENIZERS, controlnet_places, diffusers_places, ldm_places, stem_of, subfolder
 from mindpangu.models.spec import ControlNetSpec, ModelSpec
-from mindpangu.text.vocabularies import clip_bpe
+from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
 
 
 def convert_family(
-    source: Path, spec: ModelSpec, out: Path, dtype: str, shard_bytes: int, said: Said = lambda line: None
+    source: Path,
+    spec: ModelSpec,
+    out: Path,
+    dtype: str,
+    shard_bytes: int,
+    vocabulary: Optional[Path] = None,
+    said: Said = lambda line: None,
 ) -> None:
     """Write `out`, a model folder, from a single .safetensors file or a diffusers folder that holds a `spec`.
+
+    `vocabulary`: vocab.txt of a Chinese-CLIP tower, where the folder does not hold it.
 
     Raises:
         UserError: absent, a pickle, damaged; a parameter is missing, unexpected or mis-shaped; see `write_model`.
     """
     shapes = parts(spec)
+    tokenizers = {}
+    for name, text in spec.texts.items():
+        beside = source / TOKENIZERS[name] / "vocab.txt"
+        tokenizers[name] = bert_wordpiece(vocabulary or beside) if text.output == "bert" else clip_bpe()
     if source.is_dir():
         files = {part: TensorFiles(folder_files(source / subfolder(part), stem_of(part))) for part in shapes}
         places = {
@@ -55,7 +68,7 @@ def convert_family(
     def read(part: str, name: str) -> np.ndarray:
         return places[part][name].read(shapes[part][name], files[part].read)
 
-    write_model(spec, shapes, read, sources, out, dtype, shard_bytes, dict.fromkeys(spec.texts, clip_bpe()), said)
+    write_model(spec, shapes, read, sources, out, dtype, shard_bytes, tokenizers, said)
 
 
 def convert_controlnet(source: Path, model: ModelSpec, out: Path, dtype: str, said: Said = lambda line: None) -> None:

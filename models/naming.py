@@ -8,11 +8,12 @@ from mindpangu.checkpoint import ldm
 from mindpangu.checkpoint.diffusers import Vector, unet_places, vae_places
 from mindpangu.checkpoint.places import Place, Shapes
 from mindpangu.checkpoint.tensor_files import TensorFiles
-from mindpangu.checkpoint.transformers import tower_a_places, tower_b_places
+from mindpangu.checkpoint.transformers import places_of
 from mindpangu.errors import UserError
 from mindpangu.models.spec import ControlNetSpec, ModelSpec
 
 TOWERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
+TOKENIZERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}
 
 Places = dict[str, dict[str, Place]]  # by part, then by parameter
 
@@ -40,8 +41,7 @@ def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
         levels, blocks = len(unet.channel_mult), unet.num_res_blocks
         places[name] = unet_places(shapes[name], levels, blocks, unet.transformer_depth, vector)
     for name, text in spec.texts.items():
-        table = tower_b_places if text.output == "penultimate" else tower_a_places
-        places[name] = table(shapes[name])
+        places[name] = places_of(text.output)(shapes[name])
     return places
 
 

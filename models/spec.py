@@ -113,7 +113,8 @@ class VAESpec:
 class TextSpec:
     """A CLIP text tower. `output` "last": final-normed features of the last layer used (Chinese-CLIP in PanGu, CLIP-L
     in SD 1.x, OpenCLIP-H in SD 2.x); "hidden": features before the last layer, not normed (CLIP-L in SDXL);
-    "penultimate": the same of an OpenCLIP tower, plus the pooled output through the text projection (bigG in SDXL).
+    "penultimate": the same of an OpenCLIP tower, plus the pooled output through the text projection (bigG in SDXL);
+    "bert": the last features of Chinese-CLIP's own tower, which is no CLIP but a BERT, plus the projected first token.
     `skip_last` leaves out that many layers at the end ("last" only). `end_id` is the id of the end token, where a whole
     prompt is summed up; `pad_id` fills what follows it.
     """
@@ -124,7 +125,7 @@ class TextSpec:
     layers: int
     heads: int
     activation: Literal["quick_gelu", "gelu"]
-    output: Literal["last", "hidden", "penultimate"]
+    output: Literal["last", "hidden", "penultimate", "bert"]
     context_length: int = 77
     projection_dim: Optional[int] = None
     skip_last: int = 0
@@ -133,8 +134,8 @@ class TextSpec:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
-        if (self.output == "penultimate") != (self.projection_dim is not None):
-            raise ValueError(f"output 'penultimate' needs a projection_dim, output '{self.output}' has none")
+        if (self.output in ("penultimate", "bert")) != (self.projection_dim is not None):
+            raise ValueError("outputs 'penultimate' and 'bert' need a projection_dim, 'last' and 'hidden' have none")
         if self.skip_last and self.output != "last":
             raise ValueError(f"skip_last {self.skip_last} is for output 'last', not '{self.output}'")
 

@@ -1,9 +1,9 @@
-"""Names of our text towers' parameters in transformers' CLIPTextModel and CLIPTextModelWithProjection."""
+"""Names of our text towers' parameters in transformers: CLIPTextModel, with projection or without; ChineseCLIPModel."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mindpangu.checkpoint.places import Place
@@ -22,6 +22,21 @@ _WORDS = (
     (".mlp.c_proj.", ".mlp.fc2."),
 )
 PREFIX = "text_model."
+# Our words for Chinese-CLIP's tower and transformers'.
+_BERT_WORDS = (
+    ("token_embedding.", "embeddings.word_embeddings."),
+    ("position_embedding.", "embeddings.position_embeddings."),
+    ("segment_embedding.", "embeddings.token_type_embeddings."),
+    ("layers.", "encoder.layer."),
+    (".attention.q_proj.", ".attention.self.query."),
+    (".attention.k_proj.", ".attention.self.key."),
+    (".attention.v_proj.", ".attention.self.value."),
+    (".attention.out_proj.", ".attention.output.dense."),
+    (".attention_norm.", ".attention.output.LayerNorm."),
+    (".mlp.fc1.", ".intermediate.dense."),
+    (".mlp.fc2.", ".output.dense."),
+    (".mlp_norm.", ".output.LayerNorm."),
+)
 
 
 def tower_a_places(names: Iterable[str]) -> dict[str, Place]:
@@ -48,6 +63,24 @@ def tower_b_places(names: Iterable[str]) -> dict[str, Place]:
     return table
 
 
+def bert_places(names: Iterable[str]) -> dict[str, Place]:
+    """Parameters of a tower with output "bert"."""
+    table = {}
+    for name in names:
+        theirs = torch_name(name)
+        if theirs.startswith("norm."):
+            theirs = "embeddings.LayerNorm." + theirs.removeprefix("norm.")
+        for ours, other in _BERT_WORDS:
+            theirs = theirs.replace(ours, other)
+        table[name] = Place((theirs if name.startswith("text_projection") else PREFIX + theirs,))
+    return table
+
+
+def places_of(output: str) -> Callable[[Iterable[str]], dict[str, Place]]:
+    """The table of a tower's names for its `TextSpec.output`."""
+    return {"penultimate": tower_b_places, "bert": bert_places}.get(output, tower_a_places)
+
+
 def open_clip_name(theirs: str) -> str:
     """transformers' name of a parameter, other than of a query, key or value, in OpenCLIP's words."""
     for open_clip, other in _WORDS:
@@ -57,6 +90,19 @@ def open_clip_name(theirs: str) -> str:
 
 def text_config(spec: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of a tower, for a TextSpec's values."""
+    if spec["output"] == "bert":
+        return {
+            "architectures": ["ChineseCLIPTextModel"],
+            "model_type": "chinese_clip_text_model",
+            "vocab_size": spec["vocab_size"],
+            "hidden_size": spec["width"],
+            "intermediate_size": 4 * spec["width"],
+            "num_hidden_layers": spec["layers"],
+            "num_attention_heads": spec["heads"],
+            "max_position_embeddings": spec["context_length"],
+            "hidden_act": spec["activation"],
+            "pad_token_id": spec["pad_id"],
+        }
     kind = "CLIPTextModelWithProjection" if spec["output"] == "penultimate" else "CLIPTextModel"
     return {
         "architectures": [kind],

@@ -29,7 +29,7 @@ def convert(
     controlnet: bool = typer.Option(False, "--controlnet", help="The source is a ControlNet for that model."),
     to: str = typer.Option("mindpangu", help="mindpangu or diffusers."),
     vocabulary: Optional[Path] = typer.Option(
-        None, help="vocab.txt of PanGu-Draw's Chinese tower (Chinese-CLIP's, 21,128 lines); the files do not hold it."
+        None, help="vocab.txt of a Chinese tower (Chinese-CLIP's has 21,128 lines); PanGu-Draw's files do not hold it."
     ),
     dtype: str = typer.Option("fp16", help="fp16 or fp32."),
     shard_gb: float = typer.Option(1.0, min=1e-6, help="Largest file, in GB; memory needed is about three times that."),
@@ -41,8 +41,8 @@ def convert(
         raise UserError(f"{len(sources)} sources were given; one, or PanGu-Draw's two files, are needed")
     if controlnet and (len(sources) != 1 or to != "mindpangu"):
         raise UserError("--controlnet goes with one source and --to mindpangu")
-    if vocabulary is not None and len(sources) == 1:
-        raise UserError("--vocabulary belongs to PanGu-Draw's two files; other models bring CLIP's")
+    if vocabulary is not None and controlnet:
+        raise UserError("--vocabulary belongs to a Chinese tower; a ControlNet has none")
     check_writable(out)
     if to == "diffusers":
         _export(sources, out)
@@ -82,7 +82,7 @@ def _import(
             low, high = sources
             convert_release(low, high, spec, out, dtype, shard_bytes, vocabulary, status.update)
         else:
-            convert_family(sources[0], spec, out, dtype, shard_bytes, status.update)
+            convert_family(sources[0], spec, out, dtype, shard_bytes, vocabulary, status.update)
 
 
 def _export(sources: list[Path], out: Path) -> None:

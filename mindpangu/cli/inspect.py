@@ -12,7 +12,7 @@ def inspect(
     size: str = typer.Option("", help="WIDTHxHEIGHT in pixels; the model's default without."),
     pictures: int = typer.Option(1, min=1, help="Pictures drawn together, for the memory."),
 ) -> None:
-    """Parts, parameters, bytes, FLOPs and memory of a model: computed from its spec, no weights are read or allocated."""
+    """Parts, parameters, bytes, FLOPs and memory of a model: computed from its spec, without any weights."""
     from mindpangu import runtime
     from mindpangu.data.examples import parse_size
     from mindpangu.infer.request import check_size

@@ -34,14 +34,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask
         k, v: (N, T, heads·D), any T.
         heads: number of heads; head h owns channels h·D … (h+1)·D.
         scale: usually 1/√D.
-        mask: (S, T) added to the scores, or None.
+        mask: (S, T), or (N, 1, 1, T) for each row's own, added to the scores, or None.
 
     Returns:
         (N, S, heads·D), in q's dtype.
     """
     if _on_ascend():
         return _flash(q, k, v, heads, scale, mask)
-    if cpu.in_use("attention"):
+    if cpu.in_use("attention") and (mask is None or mask.ndim == 2):
         return cpu.attention()(q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale))
     return _composed(q, k, v, heads, scale, mask)
 
@@ -61,5 +61,7 @@ def _composed(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: O
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Optional[Tensor]) -> Tensor:
     """Ascend only. FlashAttentionScore takes a boolean mask, True where attention is forbidden."""
-    forbidden = None if mask is None else mask < 0
+    forbidden = None
+    if mask is not None:
+        forbidden = ops.broadcast_to(mask < 0, (*mask.shape[:-2], q.shape[1], k.shape[1]))
     return ops.flash_attention_score(q, k, v, heads, attn_mask=forbidden, scalar_value=scale, input_layout="BSH")

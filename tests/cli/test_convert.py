@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from mindpangu.cli.generate import parse_control, parse_loras
 from mindpangu.errors import UserError
 from mindpangu.infer.files import read_settings
+from mindpangu.models.spec import TextSpec
 from tests.cli.test_commands import mindpangu
 from tests.parity.golden_pipelines import build, control_tensors, lora_tensors, narrow, single_file, source_picture
+from tests.parity.golden_tokenizers import vocabulary
 
 
 def test_a_file_a_controlnet_and_a_lora_become_a_picture(tmp_path):
@@ -47,6 +50,36 @@ def test_a_file_a_controlnet_and_a_lora_become_a_picture(tmp_path):
     assert {"model_index.json", "unet", "vae", "text_encoder"} <= {
         path.name for path in (tmp_path / "theirs").iterdir()
     }
+
+
+def test_a_model_with_chinese_clips_tower_goes_to_diffusers_and_back(tmp_path):
+    from mindpangu.checkpoint.store import load_tensors
+    from mindpangu.config import dump
+    from mindpangu.text.tokenizer import TextTokenizer
+    from mindpangu.text.vocabularies import bert_wordpiece
+
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    spec = narrow("sd15")
+    tower = TextSpec(len(vocabulary()), 3, spec.texts["text_a"].width, 2, 2, "gelu", "bert", 20, 8)
+    spec = replace(spec, texts={"text_a": tower})
+    build(spec, tmp_path / "ours", bert_wordpiece(tmp_path / "vocab.txt"))
+    (tmp_path / "narrow.yaml").write_text(yaml.safe_dump(dump(spec)), encoding="utf-8")
+    done = mindpangu("convert", str(tmp_path / "ours"), "--to", "diffusers", "--out", str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr
+    back = ("--model", str(tmp_path / "narrow.yaml"), "--dtype", "fp32", "--out", str(tmp_path / "back"))
+    done = mindpangu("convert", str(tmp_path / "theirs"), *back)
+    assert done.returncode == 0, done.stderr
+    ours, again = (load_tensors(tmp_path / name / "text_a.safetensors") for name in ("ours", "back"))
+    assert ours.keys() == again.keys() and all((ours[name] == again[name]).all() for name in ours)
+    readers = [TextTokenizer.load(tmp_path / name / "tokenizer_a.json", 20) for name in ("ours", "back")]
+    assert readers[0](["一只狐狸"]).tolist() == readers[1](["一只狐狸"]).tolist()
+    done = mindpangu(
+        "generate", "一只狐狸", "--model", str(tmp_path / "back"), "--steps", "1", "--out", str(tmp_path / "o")
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "theirs" / "tokenizer" / "vocab.txt").unlink()
+    done = mindpangu("convert", str(tmp_path / "theirs"), *back)
+    assert done.returncode == 2 and "vocab.txt: no such file" in done.stderr
 
 
 @pytest.mark.parametrize(

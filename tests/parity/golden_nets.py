@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mindpangu.checkpoint.diffusers import unet_config, vae_config
-from mindpangu.checkpoint.transformers import PREFIX
+from mindpangu.checkpoint.transformers import PREFIX, text_config
 from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 from tests.parity.weights import inputs, of_peer
 
@@ -39,12 +39,14 @@ UNETS = {
     "sd21": (UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (1, 1, 1, 0), 8, 48, 0, middle_depth=1), None, False),
 }
 VAES = {"sd": VAESpec(4, 32, (1, 2, 4, 4), 2)}
-# CLIP-L as in SD 1.x and SDXL, OpenCLIP's bigG as in SDXL; the end token has the largest id, where CLIP looks for it.
+# CLIP-L as in SD 1.x and SDXL, OpenCLIP's bigG as in SDXL, Chinese-CLIP's own; the end token has the largest id, where
+# CLIP looks for it.
 TEXTS = {
     "clip_l": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11),
     "clip_l_skip_1": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11, skip_last=1),
     "clip_l_hidden": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "hidden", 11),
     "open_clip": TextSpec(99, 98, 32, 4, 4, "gelu", "penultimate", 11, 24),
+    "chinese_clip": TextSpec(99, 98, 32, 4, 4, "gelu", "bert", 11, 24),
 }
 
 
@@ -114,6 +116,8 @@ def run_text(name: str) -> dict[str, np.ndarray]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     spec = TEXTS[name]
+    if spec.output == "bert":
+        return run_chinese_clip(spec)
     config = CLIPTextConfig(
         vocab_size=spec.vocab_size,
         hidden_size=spec.width,
@@ -137,6 +141,23 @@ def run_text(name: str) -> dict[str, np.ndarray]:
         return {"features": out.hidden_states[-2].numpy(), "pooled": out.text_embeds.numpy()}
     features = out.hidden_states[-2] if hidden else out.last_hidden_state
     return {"features": features.numpy(), "pooled": out.pooler_output.numpy()}
+
+
+def run_chinese_clip(spec: TextSpec) -> dict[str, np.ndarray]:
+    """The last features, and the first token's through the projection, as `ChineseCLIPModel` takes them."""
+    import torch
+    from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
+    text = {**text_config(asdict(spec)), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    net = ChineseCLIPModel(
+        ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=spec.projection_dim)
+    ).eval()
+    of_peer(net)
+    ids = torch.from_numpy(text_ids(spec)).long()
+    with torch.no_grad():
+        features = net.text_model(ids, attention_mask=(ids != spec.pad_id).long())[0]
+        return {"features": features.numpy(), "pooled": net.text_projection(features[:, 0]).numpy()}
 
 
 def run_transformer_block() -> np.ndarray:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mindpangu import runtime
 
@@ -68,15 +70,16 @@ def narrow(family: str) -> ModelSpec:
     )
 
 
-def build(spec: ModelSpec, out: Path) -> None:
-    """A model folder whose weights are functions of diffusers' names."""
+def build(spec: ModelSpec, out: Path, tokenizer: Optional[Tokenizer] = None) -> None:
+    """A model folder whose weights are functions of diffusers' names; `tokenizer`: its towers', or CLIP's."""
     shapes = parts(spec)
     places = diffusers_places(spec, shapes)
 
     def read(part: str, name: str) -> np.ndarray:
         return value_of(places[part][name], shapes[part][name])
 
-    write_model(spec, shapes, read, {}, out, "fp32", 10**9, dict.fromkeys(spec.texts, clip_bpe()), lambda line: None)
+    tokenizers = dict.fromkeys(spec.texts, tokenizer or clip_bpe())
+    write_model(spec, shapes, read, {}, out, "fp32", 10**9, tokenizers, lambda line: None)
 
 
 def single_file(folder: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E4
 
 from mindpangu.checkpoint.diffusers import unet_places, vae_places  # noqa: E402
 from mindpangu.checkpoint.places import whole  # noqa: E402
-from mindpangu.checkpoint.transformers import torch_name, tower_a_places, tower_b_places  # noqa: E402
+from mindpangu.checkpoint.transformers import places_of, torch_name  # noqa: E402
 from mindpangu.models.clip import text_tower  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import TransformerBlock, UNet  # noqa: E402
@@ -87,8 +87,7 @@ def test_vae(family):
 def test_text_tower(family):
     spec = TEXTS[family]
     net = text_tower(spec).set_train(False)
-    table = tower_b_places if spec.output == "penultimate" else tower_a_places
-    of_ours(net, table([p.name for p in net.get_parameters()]))
+    of_ours(net, places_of(spec.output)([p.name for p in net.get_parameters()]))
     features, pooled = net(Tensor(text_ids(spec)))
     assert error(features, f"text.{family}.features") <= TOLERANCE
     assert error(pooled, f"text.{family}.pooled") <= TOLERANCE

@@ -30,7 +30,7 @@ def of_peer(module, prefix: str = "") -> None:
     import torch
 
     state = {
-        name: torch.from_numpy(draw(prefix + name, tuple(value.shape), is_norm_scale(name)))
+        name: torch.from_numpy(np.asarray(draw(prefix + name, tuple(value.shape), is_norm_scale(name))))
         for name, value in module.state_dict().items()
         if value.is_floating_point()
     }
