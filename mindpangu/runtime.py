@@ -50,6 +50,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads() -> int:
+    """How many threads this process should use: all cores, or its share of them where msrun has started several."""
+    workers = int(os.environ.get("MS_WORKER_NUM", "1")) if os.environ.get("MS_ROLE") == "MS_WORKER" else 1
+    return max(1, cores() // workers)
+
+
 def cache_folder() -> Path:
     """Where what was built once is kept: $XDG_CACHE_HOME/mindpangu, by default ~/.cache/mindpangu."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindpangu"
@@ -90,7 +96,7 @@ def prepare_environment() -> None:
         return
     if platform.machine().lower() in ("x86_64", "amd64"):
         _settings.append(_default("ONEDNN_MAX_CPU_ISA", ONEDNN_ISA))
-    _settings.append(_default("OMP_NUM_THREADS", str(cores())))
+    _settings.append(_default("OMP_NUM_THREADS", str(threads())))
     # Our operators' threads wait awake for some microseconds only: a long spin takes the cores from MindSpore's own
     # threads and from every other process, and waking a sleeper for each operator costs a fifth of a training step.
     _settings.append(_default("GOMP_SPINCOUNT", "10000"))

@@ -37,6 +37,18 @@ def test_a_value_already_set_is_kept_and_reported():
     )
 
 
+def test_workers_of_msrun_share_the_cores():
+    code = (
+        "import os; os.environ.pop('OMP_NUM_THREADS', None)\n"
+        "from mindpangu import runtime; print(os.environ['OMP_NUM_THREADS'], runtime.cores())"
+    )
+    alone, cores = map(int, in_new_process(code).split())
+    assert alone == cores
+    for workers in (1, 2, 64):
+        shared = in_new_process(code, MS_ROLE="MS_WORKER", MS_WORKER_NUM=str(workers)).split()[0]
+        assert int(shared) == max(1, cores // workers)
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(UserError, match="allowed: auto, CPU, Ascend"):
         runtime.start("GPU")

@@ -69,7 +69,7 @@ def _beside_peers(kind: str, model: str, turns: int, only: Optional[str], report
 def _measure(
     kind: str, contenders: Iterable[str], model: str, turns: int, only: Optional[str], report: Optional[Path]
 ) -> dict[str, dict[str, Any]]:
-    """{case: {contender: Measured}}, also as JSON in `report`."""
+    """{case: {contender: Measured}}, also as JSON in `report`, which is written again after every case."""
     from mindpangu import zoo
     from mindpangu.bench.alternate import Measured, measure
     from mindpangu.bench.cases import CASES
@@ -80,14 +80,18 @@ def _measure(
         for number, case in enumerate(CASES[kind]):
             if only is None or only in case.name:
                 found[case.name] = measure(kind, number, tuple(contenders), folder, turns, status.update)
+                if report is not None:
+                    _write(report, found)
     if not found:
         raise UserError(f"no case of bench {kind} contains '{only}'; cases: {'; '.join(c.name for c in CASES[kind])}")
-    if report is not None:
-        from mindpangu.checkpoint.store import write_atomically
-
-        plain = {case: {name: vars(one) for name, one in times.items()} for case, times in found.items()}
-        write_atomically(report, (json.dumps(plain, indent=1) + "\n").encode())
     return found
+
+
+def _write(report: Path, found: dict[str, dict[str, Any]]) -> None:
+    from mindpangu.checkpoint.store import write_atomically
+
+    plain = {case: {name: vars(one) for name, one in times.items()} for case, times in found.items()}
+    write_atomically(report, (json.dumps(plain, indent=1) + "\n").encode())
 
 
 def _roofline(name: str) -> None:
