@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from mindspore import dtype as mstype
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, verify, write_atomically
 from mindpangu.errors import UserError
@@ -47,7 +48,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 class FakeParameter:
     def __init__(self, name, shape):
-        self.name, self.shape, self.value = name, shape, None
+        self.name, self.shape, self.value, self.dtype = name, shape, None, mstype.float32
 
     def asnumpy(self):
         return self.value
