@@ -252,6 +252,7 @@ class TextTowerBert(nn.Cell):
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
+        assert spec.projection_dim is not None
         self.pad_id = spec.pad_id
         self.token_embedding = Embedding(spec.vocab_size, spec.width)
         self.position_embedding = Embedding(spec.context_length, spec.width)
