@@ -284,19 +284,29 @@ class PanGuDraw:
         ids = tuple(Tensor(tokenizer(texts)) for tokenizer in self.tokenizers)
         return self.conditioner(ids, None if told is None else Tensor(told))
 
-    def denoiser(self, cache_interval: int = 1, lag: bool = False, controls: Sequence[Control] = ()) -> TimeDecoupled:
-        """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features."""
+    def denoiser(
+        self,
+        cache_interval: int = 1,
+        lag: bool = False,
+        controls: Sequence[Control] = (),
+        schedule: Optional[NoiseSchedule] = None,
+    ) -> TimeDecoupled:
+        """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features.
+
+        `schedule`: another model's, whose t the nets are then told at each σ.
+        """
+        schedule = schedule or self.schedule
         nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
         kind = partial(ControlledDenoiser, controls=controls) if controls else NetDenoiser
-        experts = [kind(net, schedule=self.schedule, prediction=self.spec.prediction) for net in nets]
+        experts = [kind(net, schedule=schedule, prediction=self.spec.prediction) for net in nets]
         lowest = list(self.spec.experts.values())[:-1]
         switch = LaggingTimeDecoupled if lag else TimeDecoupled
-        return switch(experts, [float(self.schedule.sigma(t)) for t in lowest])
+        return switch(experts, [float(schedule.sigma(t)) for t in lowest])
 
-    def _guided(self, request: Request, prompts: Sequence[str]) -> Denoiser:
-        """This model's denoiser for prompts, told what it is told."""
+    def guided(self, request: Request, prompts: Sequence[str], schedule: Optional[NoiseSchedule] = None) -> Conditioned:
+        """This model's denoiser for prompts, told what it is told; `schedule` as for `denoiser`."""
         guided = Guided(
-            self.denoiser(request.cache_interval, request.lag, request.controls),
+            self.denoiser(request.cache_interval, request.lag, request.controls, schedule),
             request.guidance,
             tuple(request.styles.values()),
             request.rescale,
@@ -317,11 +327,11 @@ class PanGuDraw:
             return Tensor(np.stack([picture_noise(*request.start_of(one), draw, shape) for one in batch]))
 
         prompts = [request.start_of(one)[1] for one in batch]
-        denoiser = self._guided(request, prompts)
+        denoiser: Denoiser = self.guided(request, prompts)
         if request.refiner is not None:
             refining = replace(request, styles={}, controls=())
             switch = float(self.schedule.sigma(request.refine_below))
-            denoiser = TimeDecoupled([denoiser, request.refiner._guided(refining, prompts)], [switch])
+            denoiser = TimeDecoupled([denoiser, request.refiner.guided(refining, prompts)], [switch])
         if request.source is None:
             start = noise(0) * float(np.sqrt(1 + sigmas[0] ** 2))
         else:

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mindpangu.cli import bench, convert, data, doctor, evaluate, generate, inspect, train, zoo
+from mindpangu.cli import bench, convert, coop, data, doctor, evaluate, generate, inspect, train, zoo
 from mindpangu.errors import UserError
 from mindpangu.version import __version__
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("generate")(generate.generate)
+app.command("coop")(coop.coop)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)

@@ -1,0 +1,53 @@
+"""`mindpangu coop`: several models draw one picture together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Optional
+
+import typer
+from tqdm import tqdm
+
+from mindpangu.cli.generate import check_writable
+from mindpangu.diffusion import SAMPLERS
+
+
+def coop(
+    config: Path = typer.Option(..., help="Who draws together, and how: see configs/infer/."),
+    prompt: list[str] = typer.Option(..., help="What to draw, in English or Chinese; may be repeated."),
+    line: Optional[Path] = typer.Option(None, help="A picture for the members' ControlNets to look at."),
+    steps: int = typer.Option(30, help="Noise levels to walk."),
+    seed: int = typer.Option(0, help="Picture i is a function of the seed, the prompt and i."),
+    n: int = typer.Option(1, help="Pictures a prompt."),
+    batch: int = typer.Option(8, help="Pictures drawn together; fewer need less memory."),
+    sampler: str = typer.Option("euler", help=f"{', '.join(SAMPLERS)}."),
+    sigmas: str = typer.Option("uniform", help="Noise levels: uniform (in t) or karras."),
+    out: Path = typer.Option(Path("out"), help="Folder for the pictures."),
+    grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
+    device: str = typer.Option("auto", help="auto, CPU or Ascend."),
+    override: list[str] = typer.Option([], "--set", help="key=value over the file, for example output=low."),
+) -> None:
+    """Draw pictures with several models at once (Coop-Diffusion)."""
+    started = time.monotonic()
+    check_writable(out)
+    from mindpangu.config import load
+    from mindpangu.infer.coop import CoopConfig, CoopDraw
+    from mindpangu.infer.files import contact_sheet, save_drawing
+
+    together = CoopDraw(load(config, CoopConfig, override), line, device)
+    with tqdm(total=1, desc="drawing", unit="step") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        drawings = together(
+            prompt, steps=steps, seed=seed, n=n, sampler=sampler, sigmas=sigmas, batch=batch, progress=progress
+        )
+    for number, drawing in enumerate(drawings):
+        save_drawing(drawing, out / f"{number:04d}.png")
+    if grid:
+        contact_sheet(drawings).save(out / "grid.png")
+    where = out / "grid.png" if grid else out
+    print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")
