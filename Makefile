@@ -58,10 +58,10 @@ data: $(VENV)/dev
 
 # Reproduces the shipped checkpoint from nothing; each part resumes where it stopped. Hours on two cores.
 zoo: data
-	for part in vae_crops vae clip pretrain structure texture structure_focus texture_focus; do \
+	for part in vae_crops vae clip pretrain structure texture structure_focus texture_focus structure_scenes texture_scenes; do \
 		$(BIN)/mindpangu train --config configs/zoo/$$part.yaml || exit; done
 	$(BIN)/mindpangu zoo pack --runs runs/zoo \
-		--structure structure_focus --texture texture_focus --spec configs/zoo/model.yaml --out mindpangu/zoo/emoji-128
+		--structure structure_scenes --texture texture_scenes --spec configs/zoo/model.yaml --out mindpangu/zoo/emoji-128
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -117,6 +117,12 @@ def settings() -> tuple[Setting, ...]:
     return tuple(_settings)
 
 
+def found_environment() -> dict[str, str]:
+    """The environment as it was before `prepare_environment`."""
+    made = {setting.name for setting in _settings if setting.origin == "mindpangu"}
+    return {name: value for name, value in os.environ.items() if name not in made}
+
+
 def ascend_available() -> bool:
     """True where MindSpore can load its Ascend back end and at least one NPU answers."""
     import mindspore as ms

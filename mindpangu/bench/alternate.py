@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mindpangu import runtime
 from mindpangu.bench.cases import CASES
 from mindpangu.errors import UserError
 
@@ -45,6 +46,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
+            env=runtime.found_environment(),
         )
 
     def answer(self) -> Any:

@@ -51,7 +51,9 @@ def main(contender: str, kind: str, number: str, folder: str) -> None:
             cpu.left_out.add(chosen.left_out)
         run = ours.prepare(Path(folder), case)
     else:
-        os.environ.pop("GOMP_SPINCOUNT", None)  # ours; PyTorch is measured with its own default
+        # PyTorch is measured with its own defaults: MindSpore's ONEDNN_MAX_CPU_ISA would hold its oneDNN back too.
+        for name in set(os.environ) - set(runtime.found_environment()):
+            del os.environ[name]
         from mindpangu.bench import peer
 
         setting = chosen.setting or ""

@@ -32,7 +32,7 @@ def convert(
         None, help="vocab.txt of a Chinese tower (Chinese-CLIP's has 21,128 lines); PanGu-Draw's files do not hold it."
     ),
     dtype: str = typer.Option("fp16", help="fp16 or fp32."),
-    shard_gb: float = typer.Option(1.0, min=1e-6, help="Largest file, in GB; memory needed is about three times that."),
+    shard_gb: float = typer.Option(0.5, min=1e-6, help="Largest file, in GB; memory needed is about five times that."),
 ) -> None:
     """Weights of PanGu-Draw 3.0, Stable Diffusion 1.x, 2.x or XL -> a model folder in safetensors; or the way back."""
     if to not in ("mindpangu", "diffusers"):
