@@ -30,6 +30,20 @@ def save_drawing(drawing: Drawing, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def save_drawings(drawings: Sequence[Drawing], folder: Path, grid: bool) -> Path:
+    """Write 0000.png, 0001.png, … and, if `grid`, a contact sheet, grid.png; returns what to look at.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    for number, drawing in enumerate(drawings):
+        save_drawing(drawing, folder / f"{number:04d}.png")
+    if not grid:
+        return folder
+    contact_sheet(drawings).save(folder / "grid.png")
+    return folder / "grid.png"
+
+
 def read_settings(path: Path) -> dict:
     """The settings in a PNG's metadata ({} where there are none)."""
     with Image.open(path) as picture:

@@ -33,7 +33,7 @@ def coop(
     check_writable(out)
     from mindpangu.config import load
     from mindpangu.infer.coop import CoopConfig, CoopDraw
-    from mindpangu.infer.files import contact_sheet, save_drawing
+    from mindpangu.infer.files import save_drawings
 
     together = CoopDraw(load(config, CoopConfig, override), line, device)
     with tqdm(total=1, desc="drawing", unit="step") as bar:
@@ -45,9 +45,5 @@ def coop(
         drawings = together(
             prompt, steps=steps, seed=seed, n=n, sampler=sampler, sigmas=sigmas, batch=batch, progress=progress
         )
-    for number, drawing in enumerate(drawings):
-        save_drawing(drawing, out / f"{number:04d}.png")
-    if grid:
-        contact_sheet(drawings).save(out / "grid.png")
-    where = out / "grid.png" if grid else out
+    where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")

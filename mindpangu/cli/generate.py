@@ -161,7 +161,7 @@ def generate(
     started = time.monotonic()
     styles, loras, wanted = parse_styles(style), parse_loras(lora), [parse_control(text) for text in control]
     check_writable(out)
-    from mindpangu.infer.files import contact_sheet, save_drawing
+    from mindpangu.infer.files import save_drawings
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model, device, offload, dtype)
@@ -170,22 +170,20 @@ def generate(
     second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device, offload, dtype)
     sides = asked_sides(size or pipeline.spec.default_size)
     source, controls = open_source(init, mask, sides), open_controls(wanted, sides)
-    shapes = (
-        *(
-            size,
-            len(prompts) * n,
-            batch,
-            steps,
-            guidance,
-            sorted(styles),
-            sampler,
-            sigmas,
-            cache_interval,
-            lag,
-            rescale,
-        ),
-        *(dtype, vae_tile),
+    drawn = (
+        size,
+        len(prompts) * n,
+        batch,
+        steps,
+        guidance,
+        sorted(styles),
+        sampler,
+        sigmas,
+        cache_interval,
+        lag,
+        rescale,
     )
+    shapes = (*drawn, dtype, vae_tile)
     steered = [(one.net.spec, one.start, one.end) for one in controls]
     start = None if source is None else strength
     refined = refiner and (zoo.fingerprint(zoo.find(refiner)), refine_below)
@@ -219,9 +217,5 @@ def generate(
             refiner=second,
             refine_below=refine_below,
         )
-    for number, drawing in enumerate(drawings):
-        save_drawing(drawing, out / f"{number:04d}.png")
-    if grid:
-        contact_sheet(drawings).save(out / "grid.png")
-    where = out / "grid.png" if grid else out
+    where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")
