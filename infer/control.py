@@ -88,7 +88,7 @@ class ControlledDenoiser:
         for one, hint in active:
             given = [one.strength * y for y in one.net(x, t, hint, *cond)]
             total = [a + b for a, b in zip(total, given)] if total else given
-        context, vector = cond if len(cond) == 2 else (cond[0], None)
+        context, vector = (*cond, None, None)[:2]
         return self.unet(x, t, context, vector, tuple(total))
 
 

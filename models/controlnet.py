@@ -18,10 +18,11 @@ def zero_conv(channels: int) -> nn.CellList:
 
 
 class ControlNet(UNetEncoder):
-    """construct(x (N, C, h, w), t (N,), hint (1, 3, h·f, w·f) in [0, 1], context, vector or None) -> UNet's `control`.
+    """construct(x (N, C, h, w), t (N,), hint (1 or N, 3, h·f, w·f) in [0, 1], context, vector, as
+    a UNet's) -> the UNet's `control`.
 
-    One tensor for each skip connection of the UNet, then one for its middle. All rows look at the same hint, which the
-    stem sees once.
+    One tensor for each skip connection of the UNet, then one for its middle. A single hint is for all rows, and the stem
+    sees it once.
     """
 
     def __init__(self, spec: ControlNetSpec) -> None:
@@ -37,14 +38,14 @@ class ControlNet(UNetEncoder):
         self.middle_block_out = zero_conv(self.skip_channels[-1])
 
     def look(self, hint: Tensor) -> Tensor:
-        """The stem: (1, 3, h·f, w·f) -> (1, model_channels, h, w)."""
+        """The stem: (N, 3, h·f, w·f) -> (N, model_channels, h, w)."""
         y = self.input_hint_block[0](hint)
         for i in range(2, len(self.input_hint_block), 2):
             y = self.input_hint_block[i](ops.silu(y))
         return y
 
     def construct(
-        self, x: Tensor, t: Tensor, hint: Tensor, context: Tensor, vector: Optional[Tensor] = None
+        self, x: Tensor, t: Tensor, hint: Tensor, context: Optional[Tensor] = None, vector: Optional[Tensor] = None
     ) -> tuple[Tensor, ...]:
         embedding = self.embed(t, vector)
         control = []

@@ -16,15 +16,16 @@ from mindpangu import zoo
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card, verify
 from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
+from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.lora import Lora, merged
-from mindpangu.models.spec import ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.models.spec import BridgeSpec, ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.text.tokenizer import TextTokenizer
 
-Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec, ControlNetSpec)
+Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec, ControlNetSpec, BridgeSpec)
 Net = TypeVar("Net", bound=nn.Cell)
 
 DTYPES = {"fp32": mstype.float32, "fp16": mstype.float16}
@@ -62,6 +63,15 @@ def load_controlnet(path: Path, dtype: str = "fp32") -> ControlNet:
     verify(path)
     spec = read_spec(path, ControlNetSpec)
     net = empty(lambda: ControlNet(spec), dtype)
+    load_into(net.trainable_params(), load_tensors(path), str(path))
+    return net
+
+
+def load_bridge(path: Path) -> LatentBridge:
+    """The latent bridge of a checkpoint, for inference. Raises: UserError."""
+    verify(path)
+    spec = read_spec(path, BridgeSpec)
+    net = empty(lambda: LatentBridge(spec))
     load_into(net.trainable_params(), load_tensors(path), str(path))
     return net
 

@@ -17,7 +17,7 @@ class UNetSpec:
     `channel_mult[i]` × `model_channels` channels at downsampling 2^i, with `transformer_depth[i]` transformer blocks
     behind each residual block there (0: none); the middle has `middle_depth`, or where that is None the last level's.
     Attention has `head_dim` channels a head, or where that is 0 the same number of `heads` everywhere (SD 1.x).
-    `vector_dim` 0: no vector input.
+    `context_dim` 0: no cross-attention, `vector_dim` 0: no vector input.
     """
 
     in_channels: int
@@ -79,6 +79,22 @@ class ControlNetSpec:
     def factor(self) -> int:
         """Pixels of the hint per latent, along a side."""
         return int(2 ** (len(self.hint_widths) - 1))
+
+
+@dataclass(frozen=True)
+class BridgeSpec:
+    """A learned latent bridge: from latents of `in_channels` and `in_size` to latents of `out_channels` and `out_size`.
+
+    Sizes are (width, height) in latents; the net, `blocks` residual blocks of `channels`, works at the second.
+    """
+
+    in_channels: int
+    in_size: tuple[int, int]
+    out_channels: int
+    out_size: tuple[int, int]
+    channels: int
+    blocks: int
+    norm_groups: int = 16
 
 
 @dataclass(frozen=True)
@@ -162,7 +178,8 @@ class PipelineSpec:
     """What ties the parts of a model together (model.json of a model folder).
 
     `experts`: the UNets by name, from the noisiest part of the schedule down, each with the lowest t that it draws, the
-    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `towers`: text_a, text_b or both.
+    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `towers`: text_a, text_b, both, or none
+    where the nets know no words.
     `sizes`: "WxH" the model can draw, and the index by which the nets may know it; where `size_multiple` is above 0,
     any other of its multiples too. `told`: which numbers the nets are told beside the prompt, `size_dim` channels each:
     the index of the nearest size (PanGu-Draw); SDXL's original size, crop and target size; its refiner's original size,
@@ -188,8 +205,10 @@ class PipelineSpec:
         lowest = list(self.experts.values())
         if not lowest or lowest[-1] != 0 or any(a <= b for a, b in zip(lowest, lowest[1:])):
             raise ValueError(f"experts {self.experts}: lowest t in falling order, 0 at the end, are needed")
-        if not self.towers or set(self.towers) - {"text_a", "text_b"}:
-            raise ValueError(f"towers {list(self.towers)}: text_a, text_b or both are needed")
+        if set(self.towers) - {"text_a", "text_b"}:
+            raise ValueError(f"towers {list(self.towers)}: text_a and text_b are allowed")
+        if not self.towers and (self.told != "none" or self.styles):
+            raise ValueError("a model without towers is told nothing: told is none, and there are no styles")
         if (self.told == "none") == (self.size_dim > 0):
             raise ValueError(f"told '{self.told}' and size_dim {self.size_dim}: size_dim is 0 where told is none")
 

@@ -91,21 +91,25 @@ class FeedForward(nn.Cell):
 
 
 class TransformerBlock(nn.Cell):
-    """Self-attention, cross-attention, feed-forward; each pre-normed and residual."""
+    """Self-attention, cross-attention where there is a context, feed-forward; each pre-normed and residual."""
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.attn1 = Attention(channels, channels, heads)
-        self.attn2 = Attention(channels, context_dim, heads)
+        self.crosses = context_dim > 0
+        if self.crosses:
+            self.attn2 = Attention(channels, context_dim, heads)
         self.ff = FeedForward(channels)
         self.norm1 = LayerNorm(channels)
-        self.norm2 = LayerNorm(channels)
+        if self.crosses:
+            self.norm2 = LayerNorm(channels)
         self.norm3 = LayerNorm(channels)
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+    def construct(self, x: Tensor, context: Optional[Tensor]) -> Tensor:
         y = self.norm1(x)
         x = x + self.attn1(y, y)
-        x = x + self.attn2(self.norm2(x), context)
+        if self.crosses:
+            x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
@@ -121,7 +125,7 @@ class SpatialTransformer(nn.Cell):
         )
         self.proj_out = linear(channels, channels, init="zeros")
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+    def construct(self, x: Tensor, context: Optional[Tensor]) -> Tensor:
         n, c, h, w = x.shape
         y = self.proj_in(self.norm(x).reshape((n, c, h * w)).transpose((0, 2, 1)))
         for block in self.transformer_blocks:
@@ -179,7 +183,7 @@ class UNetEncoder(nn.Cell):
         return nn.CellList(stages), skips
 
     @staticmethod
-    def _stage(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def _stage(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> Tensor:
         """What stands under one number of input_blocks or output_blocks, called in order."""
         for layer in layers:
             if isinstance(layer, ResBlock):
@@ -199,8 +203,8 @@ class UNetEncoder(nn.Cell):
 
 
 class UNet(UNetEncoder):
-    """construct(x (N, C, h, w), t (N,), context (N, T, K), vector (N, V) or None, control or None)
-    -> (N, out_channels, h, w).
+    """construct(x (N, C, h, w), t (N,), context (N, T, K) or None, vector (N, V) or None, control
+    or None) -> (N, out_channels, h, w).
 
     t counts 0 … 999 and may be fractional. What the output means (ε, v, x0) is `mindpangu.diffusion`'s business.
     `control`: what a ControlNet gives: a tensor for each skip connection, then one for the middle; they are added.
@@ -236,7 +240,7 @@ class UNet(UNetEncoder):
         """x beside skip connection `number`, steered where there is a control."""
         return mops.concat((x, skip if control is None else skip + control[number]), 1)
 
-    def enter(self, x: Tensor, embedding: Tensor, context: Tensor) -> list[Tensor]:
+    def enter(self, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> list[Tensor]:
         """The full-resolution stages on the way down; their outputs."""
         skips = []
         for i in range(self.shallow):
@@ -245,7 +249,11 @@ class UNet(UNetEncoder):
         return skips
 
     def dive(
-        self, x: Tensor, embedding: Tensor, context: Tensor, control: Optional[tuple[Tensor, ...]] = None
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        context: Optional[Tensor],
+        control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:
         """All that lies below the full resolution: from `enter`'s last output to what `leave` takes."""
         skips = []
@@ -265,7 +273,7 @@ class UNet(UNetEncoder):
         x: Tensor,
         skips: list[Tensor],
         embedding: Tensor,
-        context: Tensor,
+        context: Optional[Tensor],
         control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:
         """The full-resolution stages on the way up, and the output."""
@@ -278,7 +286,7 @@ class UNet(UNetEncoder):
         self,
         x: Tensor,
         t: Tensor,
-        context: Tensor,
+        context: Optional[Tensor] = None,
         vector: Optional[Tensor] = None,
         control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:

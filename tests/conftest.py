@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 
 import mindpangu  # noqa: F401 - sets the environment before MindSpore is imported
-from tests.tiny import training
+from tests.tiny import training, with_lines
+
+
+def vary(source: Path, target: Path) -> None:
+    """Write the checkpoint's weights with noise on them: what four steps leave at zero is zero no more."""
+    from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
+
+    rng = np.random.default_rng(0)
+    varied = {
+        name: (value + 0.05 * rng.standard_normal(value.shape)).astype(np.float16)
+        for name, value in load_tensors(source).items()
+    }
+    save_checkpoint(target, varied, read_card(source))
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
     """A folder with the exports of the trainings, each of four steps; the texture net is the structure net, varied."""
-    from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
     from mindpangu.config import parse
     from mindpangu.train.config import TrainConfig
     from mindpangu.train.run import run
@@ -22,14 +33,22 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for part in ("vae", "clip", "structure"):
         run(parse(training(part, folder), TrainConfig, part))
-    export = folder / "structure" / "unet.safetensors"
-    rng = np.random.default_rng(0)
-    varied = {
-        name: (value + 0.05 * rng.standard_normal(value.shape)).astype(np.float16)
-        for name, value in load_tensors(export).items()
-    }
-    save_checkpoint(folder / "texture" / "unet.safetensors", varied, read_card(export))
+    vary(folder / "structure" / "unet.safetensors", folder / "texture" / "unet.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def line_runs(runs) -> Path:
+    """The same folder, with a net that knows no words and a ControlNet for it."""
+    from mindpangu.config import parse
+    from mindpangu.train.config import TrainConfig
+    from mindpangu.train.run import run
+
+    with_lines(runs / "lined")
+    run(parse(training("base", runs), TrainConfig, "base"))
+    vary(runs / "base" / "unet.safetensors", runs / "base" / "unet.safetensors")
+    run(parse(training("control", runs), TrainConfig, "control"))
+    return runs
 
 
 @pytest.fixture(scope="session")

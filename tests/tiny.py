@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mindpangu.data import manifest
+from mindpangu.data.examples import read_picture
+from mindpangu.data.lines import as_lines, edges
 
 SAMPLE = Path(__file__).parent / "data" / "sample"
 STYLES = ["noto", "fluent_flat", "fluent_3d"]
 SIZES = ["32x32", "48x32"]
+
+
+def with_lines(folder: Path) -> None:
+    """The sample's Noto pictures in `folder`, and line drawings of them: their edges, as a stand-in."""
+    records: list[manifest.Record] = []
+    for record in manifest.read(SAMPLE, ["noto"]):
+        picture = read_picture(SAMPLE / record.file)
+        flat = Image.new("RGBA", picture.size, "white")
+        flat.alpha_composite(picture)
+        lines = Image.fromarray(as_lines(edges(np.asarray(flat.convert("RGB"))))).convert("L")
+        black = Image.new("RGBA", picture.size, "black")
+        black.putalpha(lines)
+        for style, art in (("noto", picture), ("line", black)):
+            file = folder / style / f"{record.concept}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            art.save(file)
+            records.append(replace(record, file=f"{style}/{record.concept}.png", style=style))
+    manifest.write(records, folder / "manifest.jsonl")
 
 
 def training(part: str, folder: Path, **changes) -> dict:
@@ -72,9 +98,17 @@ def training(part: str, folder: Path, **changes) -> dict:
         },
     }
     task = part if part in tasks else "diffusion"
-    values[task] = tasks[task]
-    if task == "diffusion":
+    if part != "bridge":
+        values[task] = tasks[task]
+    if task == "diffusion" and part != "bridge":
         values["data"].update(sizes=SIZES, size_weights=[0.7, 0.3])
+    if part in ("base", "control"):  # a net without words, and one that steers it along line drawings
+        wordless = {**tasks["diffusion"]["unet"], "context_dim": 0, "vector_dim": 0}
+        values["data"].update(folder=str(folder / "lined"), sizes=["32x32"], size_weights=[1.0])
+        values["diffusion"] = {"unet": wordless, "vae": str(folder / "vae"), "sizes": ["32x32"], "scenes": 16}
+    if part == "control":
+        base = str(folder / "base" / "unet.safetensors")
+        values["diffusion"]["control"] = {"base": base, "hint_widths": [4, 4, 8, 8]}
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(values.get(key), dict)
         values[key] = {**values[key], **value} if nested else value

@@ -99,10 +99,24 @@ class ClipTask:
 
 
 @dataclass(frozen=True)
+class ControlTask:
+    """Train a ControlNet for the UNet of the checkpoint `base`, which stays as it is.
+
+    It looks at the line drawings (style `line`) of what is in a scene, or, in `edge_share` of the cases, at the edges of
+    the picture itself: light lines on black. `hint_widths`: see `ControlNetSpec`.
+    """
+
+    base: Path
+    hint_widths: tuple[int, ...]
+    edge_share: float = 0.3
+
+
+@dataclass(frozen=True)
 class DiffusionTask:
     """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text towers.
 
-    `vae` and `text`: folders that those trainings wrote. `sizes`: every size of the model, in the order of their
+    `vae` and `text`: folders that those trainings wrote; without `text` the nets know no words and no sizes. `control`:
+    the UNet is trained already, and a ControlNet learns to steer it. `sizes`: every size of the model, in the order of their
     index; the data's sizes are among them. `prediction`: what the net's output means. `scenes`: how many scenes are
     encoded, once, into the latent cache; their captions are drawn afresh each time. `crop_share`: share of the batches
     that are cut to windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
@@ -111,10 +125,11 @@ class DiffusionTask:
 
     unet: UNetSpec
     vae: Path
-    text: Path
     sizes: tuple[str, ...]
-    size_dim: int
     scenes: int
+    text: Optional[Path] = None
+    size_dim: int = 0
+    control: Optional[ControlTask] = None
     t_min: int = 0
     t_max: int = 1000
     prediction: Literal["epsilon", "v", "x0"] = "v"
@@ -126,11 +141,32 @@ class DiffusionTask:
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < self.t_max <= self.schedule.steps:
             raise ValueError(f"t_min {self.t_min}, t_max {self.t_max}: 0 ≤ t_min < t_max ≤ {self.schedule.steps}")
+        if (self.text is None) == (self.size_dim > 0):
+            raise ValueError(f"text {self.text} and size_dim {self.size_dim}: both are needed, or neither")
+        if self.control is not None and (self.text is not None or self.crop_share):
+            raise ValueError("control: a ControlNet is trained on a net without words, and on whole pictures")
+
+
+@dataclass(frozen=True)
+class BridgeTask:
+    """Train a latent bridge on pairs of encodings of the same pictures, by two autoencoders, at two sizes.
+
+    `source` and `target`: checkpoints of the autoencoders; `in_size` and `out_size`: "WxH" in pixels. `scenes`: how many
+    are encoded, once. Half of them are blurred first, at random, as a model's predictions are while there is much noise.
+    """
+
+    source: Path
+    in_size: str
+    target: Path
+    out_size: str
+    channels: int
+    blocks: int
+    scenes: int
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training. Exactly one of `vae`, `clip` and `diffusion` says what is trained."""
+    """One training. Exactly one of `vae`, `clip`, `diffusion` and `bridge` says what is trained."""
 
     output_dir: Path
     data: DataConfig
@@ -145,8 +181,9 @@ class TrainConfig:
     vae: Optional[VAETask] = None
     clip: Optional[ClipTask] = None
     diffusion: Optional[DiffusionTask] = None
+    bridge: Optional[BridgeTask] = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("vae", "clip", "diffusion") if getattr(self, name) is not None]
+        given = [name for name in ("vae", "clip", "diffusion", "bridge") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of vae, clip and diffusion is needed; found {', '.join(given) or 'none'}")
+            raise ValueError(f"exactly one of vae, clip, diffusion and bridge is needed; found {', '.join(given) or 'none'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -15,43 +15,54 @@ from PIL import Image
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
 from mindpangu.data.examples import Examples, to_pictures
-from mindpangu.diffusion import Guided, NetDenoiser, NoiseSchedule
-from mindpangu.diffusion.denoiser import training_target
+from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, NoiseSchedule
+from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.models.unet import UNet
-from mindpangu.train.config import DiffusionTask, TrainConfig
-from mindpangu.train.latents import encode_scenes
+from mindpangu.train.config import TrainConfig
+from mindpangu.train.latents import Bucket, encode_scenes
 
 TOWERS = ("text_a", "text_b")
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 
+Net = TypeVar("Net", bound=nn.Cell)
+
+
+def frozen(net: Net) -> Net:
+    """The net, which learns nothing."""
+    for parameter in net.get_parameters():
+        parameter.requires_grad = False
+    return net
+
 
 class DiffusionLoss(nn.Cell):
-    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), ids_a, ids_b, size_index (N, 1)) -> scalar.
+    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), *told) -> scalar.
 
-    The mean squared error of the prediction for the latent alpha·latents + sigma·noise.
+    The mean squared error of the prediction for the latent alpha·latents + sigma·noise. `told`, where there are words:
+    ids_a, ids_b, size_index (N, 1).
     """
 
-    def __init__(self, unet: UNet, conditioner: Conditioner, task: DiffusionTask) -> None:
+    def __init__(self, unet: UNet, conditioner: Optional[Conditioner], prediction: Prediction) -> None:
         super().__init__()
-        self.unet, self.conditioner, self.prediction = unet, conditioner, task.prediction
+        self.unet, self.prediction = unet, prediction
+        self.worded = conditioner is not None
+        if self.worded:
+            self.conditioner = conditioner
+
+    def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+        """The net's output."""
+        if not self.worded:
+            return self.unet(x, t)
+        context, vector = self.conditioner(told[:2], told[2])
+        return self.unet(x, t, mops.stop_gradient(context), mops.stop_gradient(vector))
 
     def construct(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        t: Tensor,
-        ids_a: Tensor,
-        ids_b: Tensor,
-        size_index: Tensor,
+        self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, t: Tensor, *told: Tensor
     ) -> Tensor:
-        context, vector = self.conditioner((ids_a, ids_b), size_index)
-        out = self.unet(alpha * latents + sigma * noise, t, mops.stop_gradient(context), mops.stop_gradient(vector))
+        out = self.predict(alpha * latents + sigma * noise, t, told)
         error = out - training_target(self.prediction, latents, noise, alpha, sigma)
         return (error * error).mean()
 
@@ -69,23 +80,26 @@ class TrainDiffusion:
         self.examples = Examples(config.data, seed=self.seed)
         self.schedule = NoiseSchedule(self.task.schedule)
         self.vae = load_vae(self.task.vae / "vae.safetensors")
-        conditioner = load_conditioner(self.task.text, TOWERS, self.task.size_dim)
-        for parameter in conditioner.get_parameters():
-            parameter.requires_grad = False
-        self.tokenizers = load_tokenizers(self.task.text, TOWERS)
-        self.conditioner = conditioner
-        self.loss_net = DiffusionLoss(UNet(self.task.unet), conditioner, self.task)
-        self._shown = UNet(self.task.unet)
+        self.conditioner = None
+        if self.task.text is not None:
+            self.conditioner = frozen(load_conditioner(self.task.text, TOWERS, self.task.size_dim))
+            self.tokenizers = load_tokenizers(self.task.text, TOWERS)
+        self.build()
         self.buckets = encode_scenes(
             self.examples, self.vae, self.task.scenes, config.output_dir / "latents.safetensors"
         )
+
+    def build(self) -> None:
+        """The net that learns, within its loss, and one to show what it has learned."""
+        self.loss_net = DiffusionLoss(UNet(self.task.unet), self.conditioner, self.task.prediction)
+        self._shown = UNet(self.task.unet)
 
     def start_from(self, path: Path) -> None:
         """Take the first weights from a unet.safetensors."""
         load_into(self.loss_net.unet.trainable_params(), prefixed(load_tensors(path), "unet."), str(path))
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """Latents of one size, noise, and captions drawn afresh; some batches are cut to windows."""
+        """Latents of one size, noise, and what the nets are told; some batches are cut to windows."""
         rng = np.random.default_rng([self.seed, nimg, 3])
         shares = np.array([len(b.scenes) for b in self.buckets], np.float64)
         bucket = self.buckets[int(rng.choice(len(self.buckets), p=shares / shares.sum()))]
@@ -96,17 +110,22 @@ class TrainDiffusion:
         noise = rng.standard_normal(latents.shape, np.float32)
         t = rng.uniform(self.task.t_min, min(self.task.t_max, self.task.schedule.steps - 1), count)
         alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
-        prompts = [self._prompt(int(bucket.scenes[c]), nimg + j) for j, c in enumerate(chosen)]
-        size_index = np.full((count, 1), self.task.sizes.index(bucket.size), np.float32)
         return (
             latents,
             noise,
             np.sqrt(alpha_bar).astype(np.float32),
             np.sqrt(1 - alpha_bar).astype(np.float32),
             t.astype(np.float32),
-            *(tokenizer(prompts) for tokenizer in self.tokenizers),
-            size_index,
+            *self.told(bucket, bucket.scenes[chosen], nimg),
         )
+
+    def told(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
+        """Captions of the scenes, drawn afresh, and the index of their size; nothing where there are no words."""
+        if self.conditioner is None:
+            return ()
+        prompts = [self._prompt(int(scene), nimg + j) for j, scene in enumerate(scenes)]
+        size_index = np.full((len(scenes), 1), self.task.sizes.index(bucket.size), np.float32)
+        return (*(tokenizer(prompts) for tokenizer in self.tokenizers), size_index)
 
     def _windows(self, latents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         side, (height, width) = self.task.crop_latents, latents.shape[2:]
@@ -122,18 +141,24 @@ class TrainDiffusion:
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Scenes (top) and what the net alone makes of their captions, from the noisiest t it knows (below)."""
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
-        bucket = self.buckets[0]
-        x0 = bucket.latents[:SHOWN].astype(np.float32)
-        index = np.full((2 * SHOWN, 1), self.task.sizes.index(bucket.size), np.float32)
-        captions = [self.examples.caption(self.examples.scene(int(s)), int(s)) for s in bucket.scenes[:SHOWN]]
-        prompts = [""] * SHOWN + captions
-        cond = self.conditioner(tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers), Tensor(index))
-        denoiser = Guided(NetDenoiser(self._shown, self.schedule, self.task.prediction), SHOWN_GUIDANCE)
+        denoiser: Denoiser = NetDenoiser(self._shown, self.schedule, self.task.prediction)
+        cond: tuple[Tensor, ...] = ()
+        if self.conditioner is not None:
+            index = np.full((2 * SHOWN, 1), self.task.sizes.index(self.buckets[0].size), np.float32)
+            scenes = [int(scene) for scene in self.buckets[0].scenes[:SHOWN]]
+            prompts = [""] * SHOWN + [self.examples.caption(self.examples.scene(scene), scene) for scene in scenes]
+            cond = self.conditioner(tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers), Tensor(index))
+            denoiser = Guided(denoiser, SHOWN_GUIDANCE)
+        self.show(Conditioned(denoiser, cond), path)
+
+    def show(self, denoiser: Denoiser, path: Path) -> None:
+        """The first scenes, and what the denoiser makes of noise, or of the scenes under all the noise that it knows."""
+        x0 = self.buckets[0].latents[:SHOWN].astype(np.float32)
         top = min(self.task.t_max, self.task.schedule.steps - 1)
         sigmas = np.append(self.schedule.sigma(np.linspace(top, self.task.t_min, SHOWN_STEPS)), 0.0)
         noise = np.random.default_rng(self.seed).standard_normal(x0.shape, np.float32)
         start = Tensor((x0 if top < self.task.schedule.steps - 1 else 0) + noise * np.float32(sigmas[0]))
-        drawn = euler(lambda x, sigma: denoiser(x, sigma, cond), start, sigmas)
+        drawn = euler(lambda x, sigma: denoiser(x, sigma, ()), start, sigmas)
         rows = [to_pictures(self.vae.decode(z).asnumpy()) for z in (Tensor(x0), drawn)]
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
 

@@ -27,6 +27,14 @@ def run(config: TrainConfig) -> None:
         from mindpangu.train.clip import TrainClip
 
         task = TrainClip(config)
+    elif config.bridge is not None:
+        from mindpangu.train.bridge import TrainBridge
+
+        task = TrainBridge(config)
+    elif config.diffusion is not None and config.diffusion.control is not None:
+        from mindpangu.train.control import TrainControl
+
+        task = TrainControl(config)
     else:
         from mindpangu.train.diffusion import TrainDiffusion
 

@@ -14,7 +14,6 @@ from mindpangu.data import captions, manifest
 from mindpangu.data.scenes import COLOURS, Scene, draw_scene, render
 from mindpangu.errors import UserError
 
-WHITE_BACKGROUNDS = 0.55
 PLACED_ALONE = 0.25  # compositions of a single picture off the middle
 
 
@@ -24,7 +23,7 @@ class DataConfig:
 
     `styles`, `groups` None: all there is. `min_side`: smallest stored picture used, in pixels (the texture generator
     leaves out the small ones). `sizes`: "WxH", drawn in proportion to `size_weights`. `compositions`: share of scenes
-    with stated places.
+    with stated places; `white_backgrounds`: of scenes on white.
     """
 
     folder: Path
@@ -34,6 +33,7 @@ class DataConfig:
     sizes: tuple[str, ...] = ("128x128",)
     size_weights: tuple[float, ...] = (1.0,)
     compositions: float = 0.0
+    white_backgrounds: float = 0.55
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.size_weights):
@@ -52,6 +52,15 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (sign and width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise ValueError(f"size '{text}': use WIDTHxHEIGHT in pixels, for example 128x128")
     return int(width), int(height)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture of a data set as RGBA. Raises: UserError where the file is gone or unreadable."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGBA")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); build the data again") from None
 
 
 class Examples:
@@ -79,12 +88,7 @@ class Examples:
             UserError: the file is gone or unreadable.
         """
         if index not in self._pictures:
-            path = self.config.folder / self.records[index].file
-            try:
-                with Image.open(path) as picture:
-                    self._pictures[index] = picture.convert("RGBA")
-            except (OSError, UnidentifiedImageError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); build the data again") from None
+            self._pictures[index] = read_picture(self.config.folder / self.records[index].file)
         return self._pictures[index]
 
     def rng(self, index: int, purpose: str) -> np.random.Generator:
@@ -108,7 +112,7 @@ class Examples:
             count = 1 if rng.random() < PLACED_ALONE else int(rng.integers(2, 4))
             same_style = self._by_style[self.records[first].style]
             pictures += [same_style[int(rng.integers(len(same_style)))] for _ in range(count - 1)]
-        white = rng.random() < WHITE_BACKGROUNDS
+        white = rng.random() < self.config.white_backgrounds
         background = "white" if white else list(COLOURS)[int(rng.integers(1, len(COLOURS)))]
         return draw_scene(rng, size, pictures, at_places, background)
 
