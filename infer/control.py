@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
+from PIL import Image
 
+from mindpangu import zoo
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule
-from mindpangu.diffusion.denoiser import Prediction
+from mindpangu.diffusion.denoiser import Prediction, repeat_rows
 from mindpangu.errors import UserError
-from mindpangu.infer.source import Source
+from mindpangu.infer.source import Source, read_lines
 
 if TYPE_CHECKING:
     from mindpangu.models.controlnet import ControlNet
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet and the picture (H, W, 3) uint8 that it looks at.
+    """A ControlNet and what it looks at: (H, W, 3) uint8, or (K, H, W, 3), one for each of K pictures to be drawn.
 
     `strength` scales what it adds; it steers from `start` to `end` of the walk, 0 being pure noise and 1 the picture.
+    `lines`: what it looks at are line drawings, dark on light or light on dark, shown to the net as the latter.
     """
 
     net: ControlNet
@@ -33,16 +36,18 @@ class Control:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    lines: bool = False
 
     @classmethod
     def open(
         cls,
         folder: Path,
-        picture: Path,
+        picture: Union[Path, Image.Image],
         size: tuple[int, int],
         strength: float = 1.0,
         start: float = 0.0,
         end: float = 1.0,
+        lines: bool = False,
     ) -> Control:
         """The ControlNet of a folder that `convert --controlnet` wrote, and a picture fitted to (width, height).
 
@@ -56,8 +61,13 @@ class Control:
                 f"control {folder}: strength {strength}, start {start}, end {end}: a finite strength and "
                 "0 <= start < end <= 1 are needed"
             )
-        net = load_controlnet(folder / "controlnet.safetensors")
-        return cls(net, Source.open(picture, None, size).picture, strength, start, end)
+        net = load_controlnet(zoo.locate(folder) / "controlnet.safetensors")
+        return cls(net, fitted(picture, size, lines), strength, start, end, lines)
+
+    def looking_at(self, pictures: Sequence[Union[Path, Image.Image]]) -> Control:
+        """The same, with other pictures, one for each that is to be drawn. Raises: UserError."""
+        size = (self.picture.shape[-2], self.picture.shape[-3])
+        return replace(self, picture=np.stack([fitted(one, size, self.lines) for one in pictures]))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,6 +78,15 @@ class Control:
     def fits(self, spec: UNetSpec, factor: int) -> bool:
         """Whether the net was made for UNets of this shape and an autoencoder of this factor."""
         return replace(self.net.spec, out_channels=spec.out_channels) == spec and self.net.factor == factor
+
+    def of(self, numbers: range) -> Control:
+        """What steers these pictures of a request."""
+        return self if self.picture.ndim == 3 else replace(self, picture=self.picture[numbers.start : numbers.stop])
+
+
+def fitted(picture: Union[Path, Image.Image], size: tuple[int, int], lines: bool) -> np.ndarray:
+    """What a ControlNet sees of a picture at (width, height), (H, W, 3) uint8. Raises: UserError."""
+    return read_lines(picture, size) if lines else Source.open(picture, None, size).picture
 
 
 class ControlledDenoiser:
@@ -86,14 +105,16 @@ class ControlledDenoiser:
     def _steered(self, active: Sequence[tuple[Control, Any]], x: Any, t: Any, *cond: Any) -> Any:
         total: list[Any] = []
         for one, hint in active:
-            given = [one.strength * y for y in one.net(x, t, hint, *cond)]
+            seen = hint if hint.shape[0] == 1 else repeat_rows(hint, x.shape[0] // hint.shape[0])
+            given = [one.strength * y for y in one.net(x, t, seen, *cond)]
             total = [a + b for a, b in zip(total, given)] if total else given
         context, vector = (*cond, None, None)[:2]
         return self.unet(x, t, context, vector, tuple(total))
 
 
 def _hint(picture: np.ndarray) -> Any:
-    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
+    """(H, W, 3) or (K, H, W, 3) uint8 -> (1 or K, 3, H, W) in [0, 1]."""
     from mindspore import Tensor
 
-    return Tensor(np.ascontiguousarray(picture.astype(np.float32).transpose(2, 0, 1)[None] / 255))
+    pictures = picture.reshape(-1, *picture.shape[-3:]).astype(np.float32)
+    return Tensor(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2) / 255))

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import numpy as np
 from PIL import Image
 
+from mindpangu import zoo
 from mindpangu.checkpoint.store import read_card
 from mindpangu.config import dump
-from mindpangu.data.examples import to_pictures
+from mindpangu.data.examples import parse_size, to_pictures
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.diffusion.coop import Bridge, Coop, walk
+from mindpangu.diffusion.denoiser import Denoiser
 from mindpangu.diffusion.schedule import SIGMA_LISTS, NoiseSchedule
+from mindpangu.diffusion.windows import Windowed
 from mindpangu.errors import UserError
 from mindpangu.infer.control import Control
 from mindpangu.infer.pipeline import Drawing, PanGuDraw, Progress, picture_noise
@@ -25,15 +28,16 @@ from mindpangu.infer.request import Request, check
 if TYPE_CHECKING:
     from mindpangu.models.vae import AutoencoderKL
 
-LANCZOS = 3  # lobes
+LARGEST_WHOLE = 1024  # pixels a side that a bridge decodes and encodes in one piece
 MEMBER_DRAWS = 1_000_000  # numbers of draws that a member other than the output has to itself
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A ControlNet's folder, and how it steers a member; see `Control`."""
+    """A ControlNet's folder, or name in the zoo, and how it steers a member; see `Control`."""
 
     net: Path
+    lines: bool = False
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -43,7 +47,8 @@ class ControlConfig:
 class MemberConfig:
     """A model that takes part: zoo name or folder, and what it is asked for; None: its own default.
 
-    `prompt`: what it is told, {} standing for the user's prompt; "" for a model that knows none.
+    `prompt`: what it is told, {} standing for the user's prompt. `window`: a size that it knows; `size` may be any
+    larger one then, denoised window by window.
     """
 
     model: str
@@ -52,6 +57,7 @@ class MemberConfig:
     styles: dict[str, float] = field(default_factory=dict)
     negative: str = ""
     prompt: str = "{}"
+    window: Optional[str] = None
     controls: tuple[ControlConfig, ...] = ()
 
 
@@ -59,12 +65,14 @@ class MemberConfig:
 class Influence:
     """How much of a member's picture is another's: `share` (the paper's d) at t ≥ `above` of the output's schedule.
 
-    With `fade` it falls from `share` at the noisiest t to 0 at `above`, evenly in t.
+    With `fade` it falls from `share` at the noisiest t to 0 at `above`, evenly in t. `bridge`: a folder with a learned
+    bridge from the other's latents to the member's, or its name in the zoo; None: by way of the picture.
     """
 
     share: float
     above: float = 0.0
     fade: bool = False
+    bridge: Optional[Path] = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -119,37 +127,29 @@ class CoopConfig:
         return table
 
 
-def resampling(before: int, after: int) -> np.ndarray:
-    """(after, before) float32: Lanczos resampling of a line of pixels, antialiased where it shrinks."""
-    scale = max(1.0, before / after)
-    centres = (np.arange(after) + 0.5) * before / after - 0.5
-    x = (np.arange(before)[None] - centres[:, None]) / scale
-    weights = np.where(np.abs(x) < LANCZOS, np.sinc(x) * np.sinc(x / LANCZOS), 0.0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
 class ImageBridge:
     """A clean latent of one model -> of another: decode, resize the picture, encode (algorithm 1, step 2).
 
-    Sizes are (width, height) in pixels.
+    Sizes are (width, height) in pixels. Pictures larger than `tile` pixels a side are decoded and encoded in tiles.
     """
 
     def __init__(
-        self, source: AutoencoderKL, target: AutoencoderKL, before: Sequence[int], after: Sequence[int]
+        self,
+        source: AutoencoderKL,
+        target: AutoencoderKL,
+        before: tuple[int, int],
+        after: tuple[int, int],
+        tile: int = LARGEST_WHOLE,
     ) -> None:
-        from mindspore import Tensor
+        from mindpangu.models.bridge import Resize
+        from mindpangu.models.tiled import TiledDecoder, TiledEncoder
 
-        self.source, self.target, self.resized = source, target, tuple(before) != tuple(after)
-        self.columns = Tensor(np.ascontiguousarray(resampling(before[0], after[0]).T))
-        self.rows = Tensor(resampling(before[1], after[1]))
+        self.decode = source.decode if max(before) <= tile else TiledDecoder(source, tile)
+        self.resize = Resize(before, after)
+        self.encode = target.encode if max(after) <= tile else TiledEncoder(target, tile)
 
     def __call__(self, x0: Any) -> Any:
-        from mindspore import ops
-
-        picture = self.source.decode(x0)
-        if self.resized:
-            picture = ops.matmul(self.rows, ops.matmul(picture, self.columns))
-        return self.target.encode(picture)
+        return self.encode(self.resize(self.decode(x0)))
 
 
 class Reused:
@@ -172,32 +172,42 @@ class CoopDraw:
     >>> pictures = CoopDraw(load("configs/infer/coop_low_high.yaml", CoopConfig))("一只狐狸, 3D风格", seed=1)
     """
 
-    def __init__(self, config: CoopConfig, line: Optional[Path] = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        config: CoopConfig,
+        line: Optional[Union[Path, Image.Image]] = None,
+        device: str = "auto",
+        models: Optional[dict[str, PanGuDraw]] = None,
+    ) -> None:
         """Load the members; each model once. `line`: the picture that the controls look at.
+
+        `models`: those that are loaded already, by name; more are added.
 
         Raises:
             UserError: a model or a picture is absent or unfit, or the members cannot draw together.
         """
         self.config, self.names = config, tuple(config.members)
-        models: dict[str, PanGuDraw] = {}
+        models = {} if models is None else models
         for member in config.members.values():
             if member.model not in models:
-                models[member.model] = PanGuDraw.from_pretrained(member.model, device)
+                models[member.model] = _latent_model(member.model, device)
         self.models = [models[member.model] for member in config.members.values()]
         self.output = self.names.index(config.output)
         self.requests = [self._request(name, model, line) for name, model in zip(self.names, self.models)]
+        self._nets: dict[Path, Any] = {}  # learned bridges, by folder
+        self.sides = [self._canvas(i) for i in range(len(self.names))]
         self.shapes = [
-            (m.vae.spec.z_channels, r.height // m.vae.spec.factor, r.width // m.vae.spec.factor)
-            for m, r in zip(self.models, self.requests)
+            (m.vae.spec.z_channels, height // m.vae.spec.factor, width // m.vae.spec.factor)
+            for m, (width, height) in zip(self.models, self.sides)
         ]
         if config.one_noise and len(set(self.shapes)) > 1:
             raise UserError(f"one_noise: latents of different shapes: {', '.join(map(str, self.shapes))}")
 
-    def _request(self, name: str, model: PanGuDraw, line: Optional[Path]) -> Request:
+    def _request(self, name: str, model: PanGuDraw, line: Optional[Union[Path, Image.Image]]) -> Request:
         member, spec = self.config.members[name], model.spec
         request = Request(
             ("a picture",),
-            member.size or spec.default_size,
+            member.window or member.size or spec.default_size,
             spec.default_guidance if member.guidance is None else member.guidance,
             styles=member.styles or spec.default_styles,
             negative=member.negative,
@@ -205,14 +215,35 @@ class CoopDraw:
         check(request, spec)
         if not member.controls:
             return request
+        if member.window is not None:
+            raise UserError(f"member {name}: window {member.window} does not go with controls")
         if line is None:
             raise UserError(f"member {name} looks at a picture; give it with --line")
         sides = (request.width, request.height)
-        opened = [Control.open(one.net, line, sides, one.strength, one.start, one.end) for one in member.controls]
+        opened = [
+            Control.open(one.net, line, sides, one.strength, one.start, one.end, one.lines) for one in member.controls
+        ]
         for control in opened:
             if not all(control.fits(unet, model.vae.spec.factor) for unet in model.model.unets.values()):
                 raise UserError(f"member {name}: a ControlNet does not fit {spec.name}: it was made for other nets")
         return replace(request, controls=tuple(opened))
+
+    def _canvas(self, i: int) -> tuple[int, int]:
+        """Width and height that a member draws, in pixels. Raises: UserError."""
+        member, request = self.config.members[self.names[i]], self.requests[i]
+        if member.window is None or member.size is None:
+            return request.width, request.height
+        step = self.models[i].vae.spec.factor
+        try:
+            sides = parse_size(member.size)
+        except ValueError as error:
+            raise UserError(f"member {self.names[i]}: {error}") from None
+        if any(side % step or side < least for side, least in zip(sides, (request.width, request.height))):
+            raise UserError(
+                f"member {self.names[i]}: size {member.size}; multiples of {step}, no side below the window's "
+                f"{member.window}, are allowed"
+            )
+        return sides
 
     def __call__(
         self,
@@ -252,7 +283,7 @@ class CoopDraw:
                 if progress is not None:
                     progress(done + (state["step"] + 1) * size, request.pictures * steps)
 
-            coop = self._coop([prompt for _, prompt, _ in starts])
+            coop = self._coop([prompt for _, prompt, _ in starts], numbers)
             latents = walk(SAMPLERS[sampler], coop, levels, self.output, noise, report)
             pictures = to_pictures(model.vae.decode(latents).asnumpy())
             for start, picture, latent in zip(starts, pictures, latents.asnumpy()):
@@ -260,34 +291,71 @@ class CoopDraw:
                 drawings.append(Drawing(Image.fromarray(picture), start[1], start[2], settings, latent))
         return drawings
 
-    def _coop(self, prompts: Sequence[str]) -> Coop:
-        """The members' denoisers, told these prompts, and the bridges between them."""
+    def look_at(self, lines: Sequence[Image.Image]) -> None:
+        """Have the controls look at other pictures, one for each that is to be drawn. Raises: UserError."""
+        self.requests = [
+            replace(request, controls=tuple(one.looking_at(lines) for one in request.controls))
+            for request in self.requests
+        ]
+
+    def _coop(self, prompts: Sequence[str], numbers: range) -> Coop:
+        """The members' denoisers for these pictures, told these prompts, and the bridges between them."""
         output = self.models[self.output]
         members = []
         for name, model, request in zip(self.names, self.models, self.requests):
             told = [self.config.members[name].prompt.replace("{}", prompt) for prompt in prompts]
             schedule = output.schedule if self.config.match == "t" else None
-            members.append(model.guided(request, told, schedule))
+            controls = tuple(control.of(numbers) for control in request.controls)
+            one: Denoiser = model.guided(replace(request, controls=controls), told, schedule)
+            if self.config.members[name].window is not None:
+                factor = model.vae.spec.factor
+                one = Windowed(one, (request.height // factor, request.width // factor))
+            members.append(one)
         bridges: dict[tuple[int, int], Bridge] = {}
         for name, row in self.config.weights.items():
-            for other in row:
+            for other, influence in row.items():
                 j, i = self.names.index(other), self.names.index(name)
-                if self._one_space(j, i):
-                    bridges[j, i] = lambda x0: x0
-                else:
-                    image = ImageBridge(self.models[j].vae, self.models[i].vae, self._sides(j), self._sides(i))
-                    bridges[j, i] = Reused(image, self.config.bridge_every)
+                bridges[j, i] = self._bridge(j, i, influence.bridge)
         return Coop(members, bridges, partial(self.config.table, output.schedule))
+
+    def _bridge(self, j: int, i: int, learned: Optional[Path]) -> Bridge:
+        """From member j's latents to member i's. Raises: UserError where a learned bridge leads elsewhere."""
+        if self._one_space(j, i):
+            return lambda x0: x0
+        if learned is None:
+            across: Bridge = ImageBridge(self.models[j].vae, self.models[i].vae, self.sides[j], self.sides[i])
+        else:
+            across = self._learned(j, i, learned)
+        return Reused(across, self.config.bridge_every)
+
+    def _learned(self, j: int, i: int, folder: Path) -> Bridge:
+        if folder not in self._nets:
+            from mindpangu.models.loading import load_bridge
+
+            self._nets[folder] = load_bridge(zoo.locate(folder) / "bridge.safetensors")
+        spec = self._nets[folder].spec
+        there = [(spec.in_channels, *spec.in_size[::-1]), (spec.out_channels, *spec.out_size[::-1])]
+        if there != [self.shapes[j], self.shapes[i]]:
+            raise UserError(
+                f"bridge {folder} leads from latents (channels, height, width) {there[0]} to {there[1]}; "
+                f"{self.names[j]} has {self.shapes[j]} and {self.names[i]} {self.shapes[i]}"
+            )
+        return self._nets[folder]
 
     def _one_space(self, j: int, i: int) -> bool:
         """Whether the latents of two members mean the same."""
         cards = [read_card(self.models[k].folder / "vae.safetensors") for k in (j, i)]
         same = cards[0].get("sha256", cards[0].get("shards")) == cards[1].get("sha256", cards[1].get("shards"))
-        return same and self._sides(j) == self._sides(i)
-
-    def _sides(self, i: int) -> tuple[int, int]:
-        return self.requests[i].width, self.requests[i].height
+        return same and self.sides[j] == self.sides[i]
 
     def _settings(self, seed: int, prompt: str, index: int) -> dict[str, Any]:
         controls = {n: [c.settings for c in r.controls] for n, r in zip(self.names, self.requests) if r.controls}
         return {"coop": dump(self.config), "controls": controls, "prompt": prompt, "seed": seed, "index": index}
+
+
+def _latent_model(name: str, device: str) -> PanGuDraw:
+    """A member's model. Raises: UserError, by name where it draws pixels and so has no latents to share."""
+    folder = zoo.find(name)
+    if not (folder / "vae.json").is_file():
+        raise UserError(f"model '{name}' has no autoencoder ({folder / 'vae.json'}): only latent models draw together")
+    return PanGuDraw.from_pretrained(name, device)

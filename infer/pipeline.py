@@ -142,7 +142,9 @@ class PanGuDraw:
         self.spec = self.model.pipeline
         self.schedule = NoiseSchedule(self.spec.schedule)
         self.vae = load_vae(folder / "vae.safetensors", dtype)
-        self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim, dtype)
+        self.conditioner = None
+        if self.spec.towers:
+            self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim, dtype)
         self.tokenizers = load_tokenizers(folder, self.spec.towers)
         self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload, dtype)
         self.loras: dict[str, float] = {}
@@ -176,7 +178,8 @@ class PanGuDraw:
         read = [(load_lora(path, self.model, shapes), scale) for path, scale in loras]
         for unet in self.unets:
             unet.set_loras(read)
-        fill_towers(self.conditioner, self.folder, self.spec.towers, read)
+        if self.conditioner is not None:
+            fill_towers(self.conditioner, self.folder, self.spec.towers, read)
         self.loras = {path.name: scale for path, scale in loras}
 
     def __call__(
@@ -248,7 +251,7 @@ class PanGuDraw:
 
     def _warn_if_cut(self, prompt: str) -> None:
         text = parse_weights(prompt).text
-        unread = max((tokenizer.unread(text) for tokenizer in self.tokenizers), key=len).strip()
+        unread = max((tokenizer.unread(text) for tokenizer in self.tokenizers), key=len, default="").strip()
         if unread:
             limit = self.tokenizers[0].context_length
             shown = unread if len(unread) <= MAX_SHOWN else f"{unread[:MAX_SHOWN]}… ({len(unread)} characters)"
@@ -281,6 +284,7 @@ class PanGuDraw:
     def _encode(self, texts: Sequence[str], told: Optional[np.ndarray]) -> tuple[Any, ...]:
         from mindspore import Tensor
 
+        assert self.conditioner is not None
         ids = tuple(Tensor(tokenizer(texts)) for tokenizer in self.tokenizers)
         return self.conditioner(ids, None if told is None else Tensor(told))
 
@@ -304,13 +308,11 @@ class PanGuDraw:
         return switch(experts, [float(schedule.sigma(t)) for t in lowest])
 
     def guided(self, request: Request, prompts: Sequence[str], schedule: Optional[NoiseSchedule] = None) -> Conditioned:
-        """This model's denoiser for prompts, told what it is told; `schedule` as for `denoiser`."""
-        guided = Guided(
-            self.denoiser(request.cache_interval, request.lag, request.controls, schedule),
-            request.guidance,
-            tuple(request.styles.values()),
-            request.rescale,
-        )
+        """This model's denoiser for prompts, told what it is told, if it knows words; `schedule` as for `denoiser`."""
+        denoiser = self.denoiser(request.cache_interval, request.lag, request.controls, schedule)
+        if self.conditioner is None:
+            return Conditioned(denoiser, ())
+        guided = Guided(denoiser, request.guidance, tuple(request.styles.values()), request.rescale)
         return Conditioned(guided, self._condition(request, prompts))
 
     def _denoise(self, request: Request, batch: range, on_step: Callable[[dict], None]) -> Any:

@@ -138,8 +138,8 @@ def check(request: Request, spec: PipelineSpec) -> None:
         height, width = request.source.picture.shape[:2]
         raise UserError(f"the source is {width}x{height} and size is {request.size}; they must be equal")
     for control in request.controls:
-        if control.picture.shape[:2] != (request.height, request.width):
-            height, width = control.picture.shape[:2]
+        height, width = control.picture.shape[-3:-1]
+        if (height, width) != (request.height, request.width):
             raise UserError(f"a control picture is {width}x{height} and size is {request.size}; they must be equal")
     if request.controls and request.cache_interval > 1:
         raise UserError(f"cache_interval {request.cache_interval} does not go with ControlNets; use 1")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mindpangu.data.lines import light_on_dark
 from mindpangu.errors import UserError
 
 
@@ -21,7 +22,7 @@ class Source:
     mask: Optional[np.ndarray] = None
 
     @classmethod
-    def open(cls, picture: Path, mask: Optional[Path], size: tuple[int, int]) -> Source:
+    def open(cls, picture: Union[Path, Image.Image], mask: Optional[Path], size: tuple[int, int]) -> Source:
         """Both files at (width, height): scaled to cover it, cut evenly, on white where transparent.
 
         A mask is light where to draw anew; it is fitted as the picture is.
@@ -29,10 +30,8 @@ class Source:
         Raises:
             UserError: a file is absent or no picture, the two differ in shape, or the mask is black throughout.
         """
-        opened = _open(picture)
-        flat = Image.new("RGBA", opened.size, "white")
-        flat.alpha_composite(opened.convert("RGBA"))
-        fitted = np.asarray(ImageOps.fit(flat.convert("RGB"), size, Image.Resampling.LANCZOS))
+        opened = Image.fromarray(read_flat(picture))
+        fitted = np.asarray(ImageOps.fit(opened, size, Image.Resampling.LANCZOS))
         if mask is None:
             return cls(fitted)
         light = _open(mask)
@@ -67,6 +66,27 @@ class Source:
             return drawn
         weight = self.mask[..., None]
         return np.rint(weight * drawn + (1 - weight) * self.picture).astype(np.uint8)
+
+
+def read_flat(picture: Union[Path, Image.Image]) -> np.ndarray:
+    """A picture as (H, W, 3) uint8, on white where transparent. Raises: UserError."""
+    opened = (picture if isinstance(picture, Image.Image) else _open(picture)).convert("RGBA")
+    flat = Image.new("RGBA", opened.size, "white")
+    flat.alpha_composite(opened)
+    return np.asarray(flat.convert("RGB"))
+
+
+def read_lines(picture: Union[Path, Image.Image], size: tuple[int, int]) -> np.ndarray:
+    """A line drawing as light lines on dark, (H, W, 3) uint8 of `size` (width, height): the whole of it, not cut.
+
+    Raises:
+        UserError: no such picture, or nothing is drawn on it.
+    """
+    drawing = light_on_dark(read_flat(picture))
+    if drawing.min() == drawing.max():
+        raise UserError(f"{picture}: a blank picture (transparent parts count as white); a line drawing is needed")
+    ground = tuple(int(value) for value in np.median(drawing.reshape(-1, 3), axis=0))
+    return np.asarray(ImageOps.pad(Image.fromarray(drawing), size, Image.Resampling.LANCZOS, color=ground))
 
 
 def _open(path: Path) -> Image.Image:

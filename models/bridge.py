@@ -1,4 +1,4 @@
-"""The learned latent bridge: clean latents of one model -> of another, another size included, without a picture between."""
+"""The learned latent bridge: clean latents of one model -> of another, another size included; no picture between."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class ControlNet(UNetEncoder):
     """construct(x (N, C, h, w), t (N,), hint (1 or N, 3, h·f, w·f) in [0, 1], context, vector, as
     a UNet's) -> the UNet's `control`.
 
-    One tensor for each skip connection of the UNet, then one for its middle. A single hint is for all rows, and the stem
+    One tensor for each skip connection of the UNet, then one for its middle. A single hint is for all rows; the stem
     sees it once.
     """
 

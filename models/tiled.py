@@ -1,13 +1,13 @@
-"""The autoencoder's decoder in tiles: the same picture, with only a tile's features beside the weights on the device.
+"""The autoencoder in tiles: the same pictures and latents, but of the features only a tile's are on the device.
 
-The decoder is walked layer by layer. A layer's whole map lies in the host's memory; the device sees a tile of it with a
-border of one. Group normalisation takes its mean and variance from the whole map, so there is no seam to hide.
+Decoder and encoder are walked layer by layer. A layer's whole map lies in the host's memory; the device sees a tile
+of it with a border of one. Group normalisation takes its mean and variance from the whole map, so no seam is hidden.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Optional
 
 import numpy as np
@@ -31,29 +31,33 @@ class Beginning(nn.Cell):
         return vae.decoder.mid(vae.decoder.conv_in(vae.post_quant_conv(latents / vae.scale + vae.shift)))
 
 
-class TiledDecoder:
-    """Called as `AutoencoderKL.decode` is, and equal to it but for rounding."""
+class Ending(nn.Cell):
+    """Not tiled either: the encoder's features (N, C, h, w) before its middle -> latents, shifted and scaled."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def construct(self, features: Tensor) -> Tensor:
+        vae = self.vae
+        out = vae.encoder.conv_out(vae.encoder.norm_out(vae.encoder.mid(features)))
+        return (vae.quant_conv(out).chunk(2, axis=1)[0] - vae.shift) * vae.scale
+
+
+class _Tiled:
+    """What tiled decoders and encoders have in common."""
 
     def __init__(self, vae: AutoencoderKL, side: int) -> None:
         """`side`: of a tile, in pixels, where features are narrowest; where they are wider a tile is smaller."""
         self.vae = vae
         self._area = side**2 * vae.spec.channels * min(vae.spec.channel_mult)
-        self._beginning = Beginning(vae)
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """(N, z_channels, h, w) -> (N, 3, h·f, w·f), one picture after the other."""
-        return mops.concat([self._picture(latents[i : i + 1]) for i in range(latents.shape[0])])
+    def __call__(self, x: Tensor) -> Tensor:
+        """One picture after the other."""
+        return mops.concat([self._one(x[i : i + 1]) for i in range(x.shape[0])])
 
-    def _picture(self, latents: Tensor) -> Tensor:
-        decoder = self.vae.decoder
-        features = self._beginning(latents).asnumpy()
-        for level in reversed(list(decoder.up)):
-            for block in level.block:
-                features = self._block(block, features)
-            if level.up:
-                features = self._convolve(level.upsample.conv, features, times=2)
-        out = Tensor(self._convolve(decoder.conv_out, features, decoder.norm_out))
-        return mops.pixel_shuffle(out, decoder.patch) if decoder.patch > 1 else out
+    def _one(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _block(self, block: ResnetBlock, x: np.ndarray) -> np.ndarray:
         h = self._convolve(block.conv1, x, block.norm1)
@@ -65,8 +69,9 @@ class TiledDecoder:
         self, conv: Conv2d, x: np.ndarray, norm: Optional[GroupNormSiLU] = None, times: int = 1
     ) -> np.ndarray:
         """`conv` of (1, C, H, W), normalised and activated if `norm`, every pixel repeated `times` along both axes."""
-        height, width = (times * side for side in x.shape[2:])
-        outer, inner = conv.weight.shape[:2]
+        outer, inner, kernel = conv.weight.shape[:3]
+        added = conv.before + conv.after - kernel
+        height, width = ((times * side + added) // conv.stride + 1 for side in x.shape[2:])
         side = max(1, math.isqrt(self._area // max(outer, inner)))
         out = np.empty((1, outer, height, width), np.float32)
         weight, bias = Tensor(conv.weight.asnumpy().astype(np.float32)), Tensor(conv.bias.asnumpy())
@@ -74,10 +79,10 @@ class TiledDecoder:
             scale, shift = map(Tensor, scale_and_shift(norm, x))
         for rows in _tiles(height, side):
             for columns in _tiles(width, side):
-                part, inside = map(Tensor, _cut(x, rows, columns, conv.before, times))
+                part, inside = map(Tensor, _cut(x, [_seen(conv, tile, kernel) for tile in (rows, columns)], times))
                 if norm is not None:
                     part = ops.silu(scale * part + shift)
-                out[:, :, rows, columns] = ops.conv2d(part * inside, weight, bias, 1, 0, 0).asnumpy()
+                out[:, :, rows, columns] = ops.conv2d(part * inside, weight, bias, conv.stride, 0, 0).asnumpy()
         return out
 
 
@@ -100,11 +105,54 @@ def scale_and_shift(norm: GroupNormSiLU, x: np.ndarray) -> tuple[np.ndarray, np.
     return scale.astype(np.float32).reshape(1, -1, 1, 1), shift.astype(np.float32).reshape(1, -1, 1, 1)
 
 
-def _cut(x: np.ndarray, rows: slice, columns: slice, border: int, times: int) -> tuple[np.ndarray, np.ndarray]:
-    """A tile of x, whose pixels stand `times` along both axes, and its border; and 1 where it is inside the picture."""
+class TiledDecoder(_Tiled):
+    """Called as `AutoencoderKL.decode` is, and equal to it but for rounding."""
+
+    def __init__(self, vae: AutoencoderKL, side: int) -> None:
+        super().__init__(vae, side)
+        self._beginning = Beginning(vae)
+
+    def _one(self, x: Tensor) -> Tensor:
+        decoder = self.vae.decoder
+        features = self._beginning(x).asnumpy()
+        for level in reversed(list(decoder.up)):
+            for block in level.block:
+                features = self._block(block, features)
+            if level.up:
+                features = self._convolve(level.upsample.conv, features, times=2)
+        out = Tensor(self._convolve(decoder.conv_out, features, decoder.norm_out))
+        return mops.pixel_shuffle(out, decoder.patch) if decoder.patch > 1 else out
+
+
+class TiledEncoder(_Tiled):
+    """Called as `AutoencoderKL.encode` is, and equal to it but for rounding."""
+
+    def __init__(self, vae: AutoencoderKL, side: int) -> None:
+        super().__init__(vae, side)
+        self._ending = Ending(vae)
+
+    def _one(self, x: Tensor) -> Tensor:
+        encoder = self.vae.encoder
+        picture = mops.pixel_unshuffle(x, encoder.patch) if encoder.patch > 1 else x
+        features = self._convolve(encoder.conv_in, picture.asnumpy())
+        for level in encoder.down:
+            for block in level.block:
+                features = self._block(block, features)
+            if level.down:
+                features = self._convolve(level.downsample.conv, features)
+        return self._ending(Tensor(features))
+
+
+def _seen(conv: Conv2d, tile: slice, kernel: int) -> range:
+    """The positions along an axis that a tile of the convolution's output is made of; some may be outside."""
+    return range(tile.start * conv.stride - conv.before, (tile.stop - 1) * conv.stride + kernel - conv.before)
+
+
+def _cut(x: np.ndarray, seen: Sequence[range], times: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is seen of x, whose pixels stand `times` along both axes; and 1 where that is inside the picture."""
     picked, inside = [], []
-    for tile, length in zip((rows, columns), x.shape[2:]):
-        at = np.arange(tile.start - border, tile.stop + border) // times
+    for positions, length in zip(seen, x.shape[2:]):
+        at = np.array(positions) // times
         inside.append((at >= 0) & (at < length))
         picked.append(at.clip(0, length - 1))
     part = x[:, :, picked[0][:, None], picked[1]]

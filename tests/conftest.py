@@ -65,5 +65,7 @@ def model_folder(runs, tmp_path_factory) -> Path:
         " fluent_3d: {en: '{}, 3D style', zh: '{}, 3D风格'}}}",
         encoding="utf-8",
     )
-    pack(runs=runs, structure="structure", texture="texture", spec=spec, out=folder / "tiny")
+    parts = {"vae": "vae/vae", "text_a": "clip/text_a", "text_b": "clip/text_b"}
+    parts.update(structure="structure/unet", texture="texture/unet")
+    pack(spec=spec, part=[f"{name}={runs / source}" for name, source in parts.items()], out=folder / "tiny")
     return folder / "tiny"

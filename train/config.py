@@ -102,8 +102,8 @@ class ClipTask:
 class ControlTask:
     """Train a ControlNet for the UNet of the checkpoint `base`, which stays as it is.
 
-    It looks at the line drawings (style `line`) of what is in a scene, or, in `edge_share` of the cases, at the edges of
-    the picture itself: light lines on black. `hint_widths`: see `ControlNetSpec`.
+    It looks at the line drawings (style `line`) of what is in a scene, or, in `edge_share` of the cases, at the edges
+    of the picture itself: light lines on black. `hint_widths`: see `ControlNetSpec`.
     """
 
     base: Path
@@ -116,11 +116,11 @@ class DiffusionTask:
     """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text towers.
 
     `vae` and `text`: folders that those trainings wrote; without `text` the nets know no words and no sizes. `control`:
-    the UNet is trained already, and a ControlNet learns to steer it. `sizes`: every size of the model, in the order of their
-    index; the data's sizes are among them. `prediction`: what the net's output means. `scenes`: how many scenes are
-    encoded, once, into the latent cache; their captions are drawn afresh each time. `crop_share`: share of the batches
-    that are cut to windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
-    `caption_dropout`: share of empty captions, for classifier-free guidance.
+    the UNet is trained already, and a ControlNet learns to steer it. `sizes`: every size of the model, in the order of
+    their index; the data's sizes are among them. `prediction`: what the net's output means. `scenes`: how many scenes
+    are encoded, once, into the latent cache; their captions are drawn afresh each time. `crop_share`: share of the
+    batches that are cut to windows of `crop_latents` latents, the texture generator's way of training at a lower
+    resolution. `caption_dropout`: share of empty captions, for classifier-free guidance.
     """
 
     unet: UNetSpec
@@ -151,8 +151,8 @@ class DiffusionTask:
 class BridgeTask:
     """Train a latent bridge on pairs of encodings of the same pictures, by two autoencoders, at two sizes.
 
-    `source` and `target`: checkpoints of the autoencoders; `in_size` and `out_size`: "WxH" in pixels. `scenes`: how many
-    are encoded, once. Half of them are blurred first, at random, as a model's predictions are while there is much noise.
+    `source` and `target`: checkpoints of the autoencoders; `in_size` and `out_size`: "WxH" in pixels. `scenes`: how
+    many are encoded, once. Half of them are blurred first, as a model's predictions are while there is much noise.
     """
 
     source: Path
@@ -186,4 +186,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         given = [name for name in ("vae", "clip", "diffusion", "bridge") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of vae, clip, diffusion and bridge is needed; found {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"exactly one of vae, clip, diffusion and bridge is needed; found {', '.join(given) or 'none'}"
+            )

@@ -49,7 +49,7 @@ class DiffusionLoss(nn.Cell):
         super().__init__()
         self.unet, self.prediction = unet, prediction
         self.worded = conditioner is not None
-        if self.worded:
+        if conditioner is not None:
             self.conditioner = conditioner
 
     def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
@@ -152,7 +152,7 @@ class TrainDiffusion:
         self.show(Conditioned(denoiser, cond), path)
 
     def show(self, denoiser: Denoiser, path: Path) -> None:
-        """The first scenes, and what the denoiser makes of noise, or of the scenes under all the noise that it knows."""
+        """The first scenes, and what the denoiser makes of noise, or of them under all the noise that it knows."""
         x0 = self.buckets[0].latents[:SHOWN].astype(np.float32)
         top = min(self.task.t_max, self.task.schedule.steps - 1)
         sigmas = np.append(self.schedule.sigma(np.linspace(top, self.task.t_min, SHOWN_STEPS)), 0.0)

@@ -79,6 +79,45 @@ def vae(data: Path = DATA, model: str = MODEL, groups: str = GROUPS, report: Opt
 
 
 @app.command()
+def coop(
+    config: Path = typer.Option(Path("configs/infer/coop_text_line.yaml"), help="The recipe; see docs/coop.md."),
+    data: Path = DATA,
+    groups: str = GROUPS,
+    count: int = typer.Option(64, help="Prompts, each with a line drawing; for a quarter of them another thing's."),
+    seeds: int = typer.Option(3, help="Each drawn so many times."),
+    steps: int = typer.Option(30),
+    only: list[str] = typer.Option([], help="One way of drawing by its name in the table; may be repeated."),
+    out: Path = typer.Option(Path("out/eval-coop"), help="Folder for figures.json, table.md and grid.png."),
+) -> None:
+    """Words of one model, lines of another: Coop-Diffusion beside its members and what else one might do."""
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.cli.generate import check_writable
+    from mindpangu.config import load
+    from mindpangu.errors import UserError
+    from mindpangu.infer.coop import CoopConfig
+    from mindpangu.infer.coop_experiment import Experiment, grid, table
+    from mindpangu.metrics.features import Judge
+
+    check_writable(out)
+    recipe = load(config, CoopConfig)
+    _, pictures = _open(data, recipe.members[recipe.output].model, groups)
+    experiment = Experiment(config, pictures, data, Judge(), count, steps)
+    ways = experiment.ways
+    unknown = [name for name in only if name not in ways]
+    if unknown:
+        raise UserError(f"--only {', '.join(unknown)}: there are {', '.join(ways)}")
+    figures, drawn = {}, {}
+    for name in only or ways:
+        with tqdm(total=seeds * count, desc=name, unit="picture") as bar:
+            figures[name], drawn[name] = experiment.measure(ways[name](), seeds, bar)
+        # After each way, so that a long run leaves what it has found.
+        write_atomically(out / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
+        write_atomically(out / "table.md", (table(figures) + "\n").encode())
+        grid(experiment.cases, drawn, 12).save(out / "grid.png")
+    print(table(figures))
+
+
+@app.command()
 def judge(
     data: Path = DATA,
     model: str = MODEL,

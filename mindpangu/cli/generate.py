@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 from tqdm import tqdm
@@ -57,7 +57,7 @@ def parse_loras(texts: list[str]) -> list[tuple[Path, float]]:
     return loras
 
 
-def parse_control(text: str) -> tuple[Path, Path, dict[str, float]]:
+def parse_control(text: str) -> tuple[Path, Path, dict[str, Any]]:
     """ "canny=edges.png,strength=0.8,end=0.6" -> (folder, picture, options of `Control`).
 
     Raises:
@@ -113,7 +113,7 @@ def open_source(init: Optional[Path], mask: Optional[Path], sides: tuple[int, in
     return Source.open(init, mask, sides)
 
 
-def open_controls(wanted: list[tuple[Path, Path, dict[str, float]]], sides: tuple[int, int]) -> tuple[Control, ...]:
+def open_controls(wanted: list[tuple[Path, Path, dict[str, Any]]], sides: tuple[int, int]) -> tuple[Control, ...]:
     """The ControlNets of --control, their pictures at (width, height). Raises: UserError."""
     from mindpangu.infer.control import Control
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from mindpangu import zoo as shelf
+from mindpangu.errors import UserError
 
 app = typer.Typer(help="Model folders: list, check, pack.", no_args_is_help=True)
 
@@ -19,39 +20,37 @@ def list_models() -> None:
     for name in shelf.names():
         folder = shelf.find(name)
         shelf.check(folder)
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"{name}: {size / 1e6:.1f} MB, intact")
 
 
 @app.command()
 def pack(
-    runs: Path = typer.Option(..., help="Folder of the trainings."),
-    structure: str = typer.Option("structure", help="The structure generator's training there."),
-    texture: str = typer.Option("texture", help="The texture generator's."),
     spec: Path = typer.Option(..., help="YAML of the model's PipelineSpec, for example configs/zoo/model.yaml."),
+    part: list[str] = typer.Option(..., help="NAME=FILE: a checkpoint without suffix, as a training exported it."),
     out: Path = typer.Option(..., help="Model folder to write."),
 ) -> None:
-    """Put what the trainings exported into one model folder, and check it."""
+    """Put what trainings exported into one model folder, and check it.
+
+    The model's own parts are needed; more may be named, for example a ControlNet (controlnet=…) or a bridge's folder.
+    """
     from mindpangu.checkpoint.store import verify, write_atomically
     from mindpangu.config import dump, load
     from mindpangu.models.spec import PipelineSpec
 
     model = load(spec, PipelineSpec)
-    out.mkdir(parents=True, exist_ok=True)
-    sources = {
-        "vae": "vae/vae",
-        "text_a": "clip/text_a",
-        "text_b": "clip/text_b",
-        "structure": f"{structure}/unet",
-        "texture": f"{texture}/unet",
-    }
+    sources = {name: Path(source) for name, _, source in (text.partition("=") for text in part)}
+    missing = [name for name in ("vae", *model.towers, *model.experts) if name not in sources]
+    if missing:
+        raise UserError(f"--part: {', '.join(missing)} of {model.name} missing; for example --part vae=runs/vae/vae")
     for name, source in sources.items():
-        verify(runs / f"{source}.safetensors")
+        verify(source.with_suffix(".safetensors"))
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".safetensors", ".json"):
-            shutil.copyfile(runs / f"{source}{suffix}", out / f"{name}{suffix}")
+            shutil.copyfile(source.with_suffix(suffix), (out / name).with_suffix(suffix))
     for tower in model.towers:
-        shutil.copyfile(runs / "clip" / shelf.tokenizer_of(tower), out / shelf.tokenizer_of(tower))
+        shutil.copyfile(sources[tower].parent / shelf.tokenizer_of(tower), out / shelf.tokenizer_of(tower))
     write_atomically(out / "model.json", (json.dumps(dump(model), indent=2, ensure_ascii=False) + "\n").encode())
     shelf.check(out)
-    size = sum(path.stat().st_size for path in out.iterdir())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB, intact")

@@ -11,6 +11,7 @@ from mindpangu.errors import UserError, nearest
 
 ZOO = Path(__file__).parent
 DESCRIPTION = "model.json"  # a PipelineSpec
+EXTRAS = ("controlnet", "bridge")  # what may lie in a model's folder, or in one below, beside the model itself
 
 
 def names() -> list[str]:
@@ -32,6 +33,11 @@ def find(name_or_folder: Union[str, Path]) -> Path:
         f"model '{name_or_folder}' is neither in the zoo ({', '.join(known) or 'empty'}) nor a folder with a "
         f"model.json{nearest(str(name_or_folder), known)}"
     )
+
+
+def locate(path: Path) -> Path:
+    """A file or folder as given, or where there is none such, the zoo's: "openmoji-line" -> its folder."""
+    return path if path.exists() or path.is_absolute() else ZOO / path
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -58,13 +64,15 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def check(folder: Path) -> None:
-    """Check every checkpoint of a model folder against its sidecar.
+    """Check every checkpoint of a model folder against its sidecar, ControlNets and bridges included.
 
     Raises:
         UserError: naming the first file that fails, and the check.
     """
     for name in checkpoints(folder):
         verify(folder / f"{name}.safetensors")
+    for extra in sorted(path for path in folder.rglob("*.safetensors") if path.stem in EXTRAS):
+        verify(extra)
     for tower in description(folder).get("towers", []):
         if not (folder / tokenizer_of(tower)).is_file():
             raise UserError(f"{folder / tokenizer_of(tower)}: no such file; the model folder is not whole")

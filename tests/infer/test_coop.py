@@ -8,8 +8,9 @@ from PIL import Image
 
 from mindpangu.config import parse
 from mindpangu.errors import UserError
-from mindpangu.infer.coop import CoopConfig, CoopDraw, ImageBridge, Influence, Reused, resampling
+from mindpangu.infer.coop import CoopConfig, CoopDraw, ImageBridge, Influence, Reused
 from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.models.bridge import resampling
 
 PROMPTS = ["a red bus", "一只狐狸"]
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mindpangu.metrics.edges import edge_f1
 from mindpangu.metrics.fidelity import psnr
+from mindpangu.metrics.frechet import frechet_distance
 from mindpangu.metrics.retrieval import ranks, recall_at
 
 
@@ -37,3 +41,29 @@ def test_psnr_of_a_known_error():
     b[1] += 5
     np.testing.assert_allclose(psnr(a, b)[1], 20 * np.log10(255 / 5))
     assert psnr(a, b)[0] > 100
+
+
+def test_edges_within_two_pixels_count():
+    given = np.zeros((32, 32), bool)
+    given[:, 10] = True
+    for shift, wanted in ((0, 1.0), (2, 1.0), (3, 0.0)):
+        assert edge_f1(given, np.roll(given, shift, axis=1)) == wanted
+    twice = given | np.roll(given, 10, axis=1)  # half of what was found is right, all that was given is found
+    assert edge_f1(given, twice) == pytest.approx(2 / 3)
+    assert edge_f1(twice, given) == pytest.approx(2 / 3)
+
+
+def test_nothing_drawn_where_nothing_is_given():
+    nothing, something = np.zeros((8, 8), bool), np.eye(8, dtype=bool)
+    assert (edge_f1(nothing, nothing), edge_f1(nothing, something), edge_f1(something, nothing)) == (1.0, 0.0, 0.0)
+
+
+def test_frechet_distance_against_the_formula():
+    """Full matrices and SciPy's matrix root."""
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((60, 5)) @ rng.standard_normal((5, 5))
+    b = rng.standard_normal((50, 5)) @ rng.standard_normal((5, 5)) + 1
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * scipy.linalg.sqrtm(ca @ cb).real)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a + 3.0) == pytest.approx(5 * 9.0)

@@ -1,0 +1,235 @@
+"""The experiment on Coop-Diffusion: does a picture made by two models keep the words of one and the lines of the other?
+
+Always beside it: each model alone, handing the finished picture on, and the algorithm as printed (docs/coop.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mindpangu.config import load
+from mindpangu.data import manifest
+from mindpangu.data.examples import read_picture
+from mindpangu.data.lines import LINE_STYLE, edges
+from mindpangu.data.scenes import FILL
+from mindpangu.errors import UserError
+from mindpangu.infer.coop import CoopConfig, CoopDraw
+from mindpangu.infer.judge import SIDE, Galleries, Pictures, prompt_for
+from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.infer.source import Source
+from mindpangu.metrics.edges import edge_f1
+from mindpangu.metrics.features import Judge
+from mindpangu.metrics.frechet import frechet_distance
+
+CONFLICTING = 0.25  # share of the cases whose drawing is of another thing than the words
+BATCH = 8
+STRENGTHS = (0.5, 0.7, 0.9)  # of handing the finished picture on
+
+Images = list[np.ndarray]
+Draw = Callable[[Sequence["Case"], int], Images]  # cases, seed -> their pictures
+
+# Every variant of the recipe, as what is set over its file.
+ONE_WAY = "weights.line={}"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "coop": (),
+    "d = 0.2": ("weights.text.line.share=0.2",),
+    "d = 0.4": ("weights.text.line.share=0.4",),
+    "d = 0.8": ("weights.text.line.share=0.8",),
+    "d = 1": ("weights.text.line.share=1",),
+    "no fade, down to t = 200": ("weights.text.line.fade=false", "weights.line.text.fade=false"),
+    "fade to t = 0": ("weights.text.line.above=0", "weights.line.text.above=0"),
+    "fade to t = 400": ("weights.text.line.above=400", "weights.line.text.above=400"),
+    "one way": (ONE_WAY,),
+    "image bridge": ("weights.text.line.bridge=null", "weights.line.text.bridge=null"),
+    "bridge every 3rd step": ("bridge_every=3",),
+    "matched at equal t": ("match=t",),
+}
+# Algorithm 1 as printed: one constant d both ways down to the end, by way of the picture, noise schedules at equal t.
+PRINTED = (
+    "match=t",
+    *(
+        f"weights.{a}.{b}.{key}={value}"
+        for a, b in (("text", "line"), ("line", "text"))
+        for key, value in (("share", 0.5), ("above", 0), ("fade", "false"), ("bridge", "null"))
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt for a (concept, style) pair and the line drawing that goes with it, of `drawn`'s concept."""
+
+    record: manifest.Record
+    drawn: str
+    drawing: Image.Image
+
+    @property
+    def agrees(self) -> bool:
+        """Whether words and lines are of the same thing."""
+        return self.drawn == self.record.concept
+
+    @property
+    def prompt(self) -> str:
+        """What the text model is told."""
+        return prompt_for(self.record, "en")
+
+    @property
+    def edges(self) -> np.ndarray:
+        """The edges of the drawing, (SIDE, SIDE) bool."""
+        return edges(np.asarray(self.drawing.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
+
+
+def on_canvas(art: Image.Image, side: int = 3 * SIDE) -> Image.Image:
+    """A line drawing of the data set, as large on white as the pictures are."""
+    inner = round(side * FILL)
+    canvas = Image.new("RGB", (side, side), "white")
+    placed = art.resize((inner, inner), Image.Resampling.LANCZOS)
+    canvas.paste(placed, ((side - inner) // 2,) * 2, placed)
+    return canvas
+
+
+def cases(pictures: Pictures, folder: Path, count: int, seed: int) -> list[Case]:
+    """`count` trained pairs with the line drawing of their concept, the last quarter with one of another concept.
+
+    Raises:
+        UserError: the data set has no line drawings.
+    """
+    files = {r.concept: folder / r.file for r in manifest.read(folder, (LINE_STYLE,))}
+    asked = [r for r in pictures.asked("train") if r.concept in files]
+    rng = np.random.default_rng(seed)
+    chosen = [asked[i] for i in rng.permutation(len(asked))[:count]]
+    found = []
+    for i, record in enumerate(chosen):
+        other = chosen[(i + len(chosen) // 2) % len(chosen)].concept
+        drawn = record.concept if i < round(len(chosen) * (1 - CONFLICTING)) else other
+        found.append(Case(record, drawn, on_canvas(read_picture(files[drawn]))))
+    return found
+
+
+class Experiment:
+    """The cases, the two models and the judge; `measure` one way of drawing after the other."""
+
+    def __init__(self, config: Path, pictures: Pictures, data: Path, judge: Judge, count: int, steps: int) -> None:
+        """Raises: UserError."""
+        self.config, self.pictures, self.judge, self.steps = config, pictures, judge, steps
+        self.cases = cases(pictures, data, count, seed=0)
+        self.models: dict[str, PanGuDraw] = {}
+        self.galleries = Galleries(pictures, judge)
+        self.given = [case.edges for case in self.cases]
+        styles = sorted({case.record.style for case in self.cases})
+        real = [r for r in pictures.asked("train") if r.style in styles]
+        self.real = judge([pictures.render(r) for r in real])
+
+    def coop(self, *overrides: str) -> Draw:
+        """Drawing with the recipe, changed by overrides."""
+        config = load(self.config, CoopConfig, overrides)
+        together = CoopDraw(config, self.cases[0].drawing, models=self.models)
+
+        def draw(part: Sequence[Case], seed: int) -> Images:
+            together.look_at([case.drawing for case in part])
+            drawings = together([case.prompt for case in part], steps=self.steps, seed=seed)
+            return [_at_full_size(d.image) for d in drawings]
+
+        return draw
+
+    def handed_on(self, strength: float) -> Draw:
+        """The line model draws, then the text model goes on from its finished picture."""
+        line, text = self.coop("output=line", ONE_WAY), self.models[self._text]
+
+        def draw(part: Sequence[Case], seed: int) -> Images:
+            drawn = []
+            for case, picture in zip(part, line(part, seed)):
+                drawn += text(case.prompt, steps=self.steps, seed=seed, source=Source(picture), strength=strength)
+            return [_at_full_size(d.image) for d in drawn]
+
+        return draw
+
+    @property
+    def _text(self) -> str:
+        config = load(self.config, CoopConfig)
+        return config.members[config.output].model
+
+    @property
+    def ways(self) -> dict[str, Callable[[], Draw]]:
+        """What makes every way of drawing, by name; the models alone first."""
+        found: dict[str, Callable[[], Draw]] = {
+            "text model alone": partial(self.coop, "weights={}"),
+            "line model alone": partial(self.coop, "weights={}", "output=line"),
+        }
+        found.update({name: partial(self.coop, *overrides) for name, overrides in VARIANTS.items()})
+        found["algorithm 1 as printed, d = 0.5"] = partial(self.coop, *PRINTED)
+        found.update({f"handed on, strength {s}": partial(self.handed_on, s) for s in STRENGTHS})
+        return found
+
+    def measure(self, draw: Draw, seeds: int, bar: tqdm) -> tuple[dict[str, Any], Images]:
+        """The scores of a way of drawing over all cases and seeds, and its pictures with seed 0."""
+        scores: list[dict[str, float]] = []
+        first: Images = []
+        features, spent = [], 0.0
+        draw(self.cases[:BATCH], 0)  # compilation
+        for seed in range(seeds):
+            drawn: Images = []
+            for start in range(0, len(self.cases), BATCH):
+                begun = time.monotonic()
+                drawn += draw(self.cases[start : start + BATCH], seed)
+                spent += time.monotonic() - begun
+                bar.update(len(self.cases[start : start + BATCH]))
+            scores.append(self._scores(drawn))
+            features.append(self.judge(drawn))
+            first = first or drawn
+        figures: dict[str, Any] = {
+            key: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if seeds > 1 else 0.0}
+            for key, values in ((key, [s[key] for s in scores]) for key in scores[0])
+        }
+        figures["frechet"] = frechet_distance(np.concatenate(features), self.real)
+        figures["seconds"] = spent / (seeds * len(self.cases))
+        return figures, first
+
+    def _scores(self, drawn: Images) -> dict[str, float]:
+        found = {}
+        for name, wanted in (("agree", True), ("conflict", False)):
+            rows = [i for i, case in enumerate(self.cases) if case.agrees == wanted]
+            if rows:
+                recall = self.galleries.recall([self.cases[i].record for i in rows], [drawn[i] for i in rows])
+                found[f"text_{name}"] = recall["R@5"]
+                found[f"control_{name}"] = float(np.mean([edge_f1(self.given[i], edges(drawn[i])) for i in rows]))
+        return found
+
+
+def _at_full_size(image: Image.Image) -> np.ndarray:
+    resized = image if image.size == (SIDE, SIDE) else image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(resized)
+
+
+def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as a Markdown table."""
+    keys = ("text_agree", "control_agree", "text_conflict", "control_conflict")
+    rows = [
+        "| | text R@5 | control F1 | text, conflicting | control, conflicting | Fréchet | s a picture |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in figures.items():
+        cells = [f"{one[k]['mean']:.3f} ± {one[k]['sd']:.3f}" if k in one else "" for k in keys]
+        rows.append(f"| {name} | {' | '.join(cells)} | {one['frechet']:.1f} | {one['seconds']:.2f} |")
+    return "\n".join(rows)
+
+
+def grid(cases: Sequence[Case], drawn: Mapping[str, Images], count: int) -> Image.Image:
+    """The first drawings of each kind: the lines on top, then a row for each way of drawing."""
+    of_each = count // 2
+    rows = [i for i, c in enumerate(cases) if c.agrees][:of_each] + [i for i, c in enumerate(cases) if not c.agrees]
+    picked = rows[:count]
+    if not picked:
+        raise UserError("no cases to show")
+    strips = [np.concatenate([_at_full_size(cases[i].drawing) for i in picked], axis=1)]
+    strips += [np.concatenate([pictures[i] for i in picked], axis=1) for pictures in drawn.values()]
+    return Image.fromarray(np.concatenate(strips))

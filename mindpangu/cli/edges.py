@@ -1,0 +1,40 @@
+"""`mindpangu edges`: a line drawing from any picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from mindpangu.cli.generate import check_writable
+from mindpangu.data.lines import HIGH, LOW, SMOOTHING
+
+
+def edges(
+    picture: Path = typer.Argument(..., help="A picture of any size, transparent parts on white."),
+    out: Optional[Path] = typer.Option(None, help="PNG to write; otherwise NAME-edges.png beside the picture."),
+    smoothing: float = typer.Option(SMOOTHING, help="Pixels; more leaves fine detail out."),
+    low: float = typer.Option(LOW, help="How strong an edge must be to go on, 0 to 1."),
+    high: float = typer.Option(HIGH, help="How strong to begin with, 0 to 1."),
+) -> None:
+    """Draw the edges of a picture (Canny), white on black, for `coop --line` or `generate --control`."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.data import lines
+    from mindpangu.errors import UserError
+    from mindpangu.infer.source import read_flat
+
+    if not (smoothing > 0 and 0 <= low <= high <= 1):
+        raise UserError(f"smoothing {smoothing}, low {low}, high {high}: above 0, and 0 <= low <= high <= 1 are needed")
+    flat = read_flat(picture)
+    target = out or picture.with_name(f"{picture.stem}-edges.png")
+    check_writable(target.parent)
+    found = lines.edges(flat, smoothing, low, high)
+    buffer = BytesIO()
+    Image.fromarray(lines.as_lines(found)).save(buffer, format="PNG")
+    write_atomically(target, buffer.getvalue())
+    print(f"{target}: {found.mean():.1%} of the picture is edge")

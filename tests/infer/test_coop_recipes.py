@@ -1,0 +1,229 @@
+"""The recipes of configs/infer on narrow nets of exactly the layouts that they are for, and lines that steer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mindpangu import runtime
+from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint, save_tensors
+from mindpangu.config import load, parse
+from mindpangu.errors import UserError
+from mindpangu.infer.coop import CoopConfig, CoopDraw
+from tests.parity.golden_pipelines import build, control_tensors, narrow
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "infer"
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """A circle, dark on a transparent ground, wider than high."""
+    picture = Image.new("RGBA", (96, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(picture).ellipse((24, 8, 72, 56), outline=(20, 20, 20, 255), width=3)
+    path = tmp_path_factory.mktemp("drawing") / "circle.png"
+    picture.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Narrow models in the folders that the recipes name."""
+    runtime.start("CPU")
+    from mindpangu.models.conversion import write_model
+    from mindpangu.models.families import convert_controlnet
+    from mindpangu.models.inventory import find_spec, parts
+    from mindpangu.text.vocabularies import clip_bpe
+
+    folder = tmp_path_factory.mktemp("models")
+    for family in ("sd15", "sdxl"):
+        build(narrow(family), folder / family)
+    for kind in ("canny", "openpose"):
+        save_tensors(folder / f"{kind}.safetensors", control_tensors(narrow("sd15")))
+        convert_controlnet(folder / f"{kind}.safetensors", narrow("sd15"), folder / f"sd15-{kind}", "fp32")
+    whole = find_spec("pangu_draw_v3")
+    unet = replace(
+        whole.unets["structure"], model_channels=16, norm_groups=8, head_dim=8, context_dim=32, vector_dim=40
+    )
+    unet = replace(unet, transformer_depth=(0, 1, 2))
+    text = {"vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    spec = replace(
+        whole,
+        pipeline=replace(whole.pipeline, size_dim=24),
+        unets={"structure": unet, "texture": unet},
+        vae=replace(whole.vae, channels=8, norm_groups=8),
+        texts={
+            "text_a": replace(whole.texts["text_a"], **text, skip_last=0),
+            "text_b": replace(whole.texts["text_b"], **text, projection_dim=16),
+        },
+    )
+    rng, shapes = np.random.default_rng(0), parts(spec)
+
+    def read(part, name):
+        return (0.1 * rng.standard_normal(shapes[part][name])).astype(np.float32)
+
+    write_model(
+        spec, shapes, read, {}, folder / "pangu_draw_v3", "fp32", 10**9, dict.fromkeys(spec.texts, clip_bpe()), print
+    )
+    return folder
+
+
+@pytest.fixture()
+def uncompiled():
+    """Without graphs: for nets as small as these the compilation is most of the time."""
+    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
+
+    runtime.start("CPU")
+    set_context(mode=PYNATIVE_MODE)
+    yield
+    set_context(mode=GRAPH_MODE)
+
+
+@pytest.mark.parametrize("recipe", ["coop_pangu_sd15_canny", "coop_pangu_sd15_openpose", "coop_sdxl_low_pangu_high"])
+def test_recipes_for_real_checkpoints(folders, drawing, uncompiled, recipe):
+    config = load(CONFIGS / f"{recipe}.yaml", CoopConfig)
+    small = {"1024x1024": "128x128", "512x512": "64x64"}
+
+    def moved(path):
+        return Path(str(path).replace("models", str(folders), 1))
+
+    members = {
+        name: replace(
+            member,
+            model=str(moved(member.model)),
+            size=small[member.size],
+            controls=tuple(replace(one, net=moved(one.net)) for one in member.controls),
+        )
+        for name, member in config.members.items()
+    }
+    together = CoopDraw(replace(config, members=members), drawing)
+    drawn = together(["a fox"], steps=3, seed=1)[0]
+    assert drawn.image.size == (128, 128)
+    assert np.isfinite(drawn.latents).all()
+    alone = CoopDraw(replace(config, members=members, weights={}), drawing)(["a fox"], steps=3, seed=1)[0]
+    assert np.abs(drawn.latents - alone.latents).max() > 1e-3
+
+
+def packed_line_model(runs, folder):
+    from mindpangu.cli.zoo import pack
+
+    spec = folder / "line.yaml"
+    spec.write_text(
+        "{name: line, sizes: {32x32: 0}, experts: {unet: 0}, towers: [], told: none, prediction: v,"
+        " default_size: 32x32, default_guidance: 1, schedule: {kind: cosine}}",
+        encoding="utf-8",
+    )
+    steered = load_tensors(runs / "control" / "controlnet.safetensors")
+    rng = np.random.default_rng(0)
+    steered = {k: (v + 0.3 * rng.standard_normal(v.shape)).astype(np.float16) for k, v in steered.items()}
+    save_checkpoint(folder / "controlnet.safetensors", steered, read_card(runs / "control" / "controlnet.safetensors"))
+    parts = [f"vae={runs / 'vae' / 'vae'}", f"unet={runs / 'base' / 'unet'}", f"controlnet={folder / 'controlnet'}"]
+    pack(spec=spec, part=parts, out=folder / "line")
+    return folder / "line"
+
+
+@pytest.fixture(scope="module")
+def line_model(line_runs, tmp_path_factory):
+    return packed_line_model(line_runs, tmp_path_factory.mktemp("line"))
+
+
+def words_and_lines(model_folder, line_model, **changes):
+    values = {
+        "members": {
+            "text": {"model": str(model_folder)},
+            "line": {"model": str(line_model), "controls": [{"net": str(line_model), "lines": True}]},
+        },
+        "output": "text",
+        "weights": {"text": {"line": {"share": 0.5}}, "line": {"text": {"share": 0.2}}},
+    }
+    return parse({**values, **changes}, CoopConfig, "test")
+
+
+def test_a_model_without_words_follows_its_drawing(model_folder, line_model, drawing):
+    config = words_and_lines(model_folder, line_model, output="line", weights={})
+    together = CoopDraw(config, drawing)
+    drawn = together(["a dog", "a cat"], steps=2, seed=1)
+    assert drawn[0].image.size == (32, 32)
+    other = Image.new("RGB", (40, 40), "white")
+    ImageDraw.Draw(other).line((0, 0, 40, 40), fill="black", width=3)
+    together.look_at([Image.open(drawing), other])
+    each = together(["a dog", "a cat"], steps=2, seed=1, batch=1)
+    np.testing.assert_allclose(each[0].latents, drawn[0].latents, atol=1e-4)
+    assert np.abs(each[1].latents - drawn[1].latents).max() > 1e-3
+    both = together(["a dog", "a cat"], steps=2, seed=1)
+    for one, same in zip(both, each):
+        np.testing.assert_allclose(one.latents, same.latents, atol=1e-4)
+
+
+def test_a_drawing_is_fitted_whole_and_whichever_way_round(drawing, tmp_path):
+    from mindpangu.infer.source import read_lines
+
+    seen = read_lines(drawing, (32, 32))
+    assert np.median(seen) < 30
+    assert seen.max() > 200
+    rows = np.flatnonzero(seen.max((1, 2)) > 100)
+    assert rows.min() >= 4
+    assert rows.max() <= 27  # a third of 32 is margin: nothing was cut
+    flat = Image.new("RGB", (96, 64), "white")
+    flat.paste(Image.open(drawing), mask=Image.open(drawing))
+    Image.fromarray(255 - np.asarray(flat)).save(tmp_path / "light.png")
+    np.testing.assert_array_equal(read_lines(tmp_path / "light.png", (32, 32)), seen)
+    Image.new("L", (8, 8), 255).save(tmp_path / "blank.png")
+    with pytest.raises(UserError, match="blank picture"):
+        read_lines(tmp_path / "blank.png", (32, 32))
+
+
+def test_a_learned_bridge_is_crossed_and_one_that_leads_elsewhere_refused(model_folder, line_model, drawing, tmp_path):
+    from dataclasses import asdict
+
+    from mindpangu.models.bridge import LatentBridge
+    from mindpangu.models.spec import BridgeSpec
+
+    spec = BridgeSpec(4, (4, 4), 4, (4, 4), channels=8, blocks=1, norm_groups=4)
+    net = LatentBridge(spec)
+    for folder, size in (("good", (4, 4)), ("elsewhere", (6, 4))):
+        weights = {p.name: p.asnumpy() for p in net.trainable_params()}
+        (tmp_path / folder).mkdir()
+        save_checkpoint(
+            tmp_path / folder / "bridge.safetensors", weights, {"spec": asdict(replace(spec, out_size=size))}
+        )
+    one_way = {"text": {"line": {"share": 0.5, "bridge": str(tmp_path / "good")}}}
+    members = {
+        "text": {"model": str(model_folder), "size": "48x32"},
+        "line": words_and_lines(model_folder, line_model).members["line"].__dict__ | {"controls": []},
+    }
+    with pytest.raises(
+        UserError, match=r"leads from latents .* \(4, 4, 4\) to \(4, 4, 4\); line has .* text \(4, 4, 6\)"
+    ):
+        CoopDraw(parse({"members": members, "output": "text", "weights": one_way}, CoopConfig, "t"))(["a"], steps=2)
+    one_way["text"]["line"]["bridge"] = str(tmp_path / "elsewhere")
+    drawn = CoopDraw(parse({"members": members, "output": "text", "weights": one_way}, CoopConfig, "t"))(["a"], steps=2)
+    assert drawn[0].image.size == (48, 32)
+
+
+def test_windows_draw_larger_than_the_model_knows(model_folder):
+    values = {
+        "members": {
+            "low": {"model": str(model_folder)},
+            "high": {"model": str(model_folder), "size": "64x48", "window": "32x32"},
+        },
+        "output": "high",
+        "weights": {"high": {"low": {"share": 1.0, "above": 500}}},
+    }
+    drawn = CoopDraw(parse(values, CoopConfig, "test"))(["a red bus"], steps=4)[0]
+    assert drawn.image.size == (64, 48)
+    for size, words in (("64x20", "no side below the window's 32x32"), ("64x50", "multiples of 8")):
+        values["members"]["high"]["size"] = size
+        with pytest.raises(UserError, match=words):
+            CoopDraw(parse(values, CoopConfig, "test"))
+
+
+def test_a_pixel_model_is_refused_by_name(tmp_path):
+    (tmp_path / "pixels").mkdir()
+    (tmp_path / "pixels" / "model.json").write_text('{"towers": [], "experts": {"unet": 0}}', encoding="utf-8")
+    values = {"members": {"a": {"model": str(tmp_path / "pixels")}}, "output": "a", "weights": {}}
+    with pytest.raises(UserError, match=r"pixels' has no autoencoder .* only latent models draw together"):
+        CoopDraw(parse(values, CoopConfig, "test"))
