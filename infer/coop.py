@@ -325,10 +325,11 @@ class CoopDraw:
         if learned is None:
             across: Bridge = ImageBridge(self.models[j].vae, self.models[i].vae, self.sides[j], self.sides[i])
         else:
-            across = self._learned(j, i, learned)
+            across = self.learned(j, i, learned)
         return Reused(across, self.config.bridge_every)
 
-    def _learned(self, j: int, i: int, folder: Path) -> Bridge:
+    def learned(self, j: int, i: int, folder: Path) -> Bridge:
+        """The learned bridge of a folder, from member j's latents to member i's. Raises: UserError if it is another's."""
         if folder not in self._nets:
             from mindpangu.models.loading import load_bridge
 

@@ -37,31 +37,34 @@ STRENGTHS = (0.5, 0.7, 0.9)  # of handing the finished picture on
 Images = list[np.ndarray]
 Draw = Callable[[Sequence["Case"], int], Images]  # cases, seed -> their pictures
 
-# Every variant of the recipe, as what is set over its file.
-ONE_WAY = "weights.line={}"
-VARIANTS: dict[str, tuple[str, ...]] = {
+# Ways of drawing, as what is set over the recipe's file; {host} is its output, {guest} the other member.
+ALONE = {"{host} alone": ("weights={{}}",), "{guest} alone": ("weights={{}}", "output={guest}")}
+ONE_WAY = "weights.{guest}={{}}"
+TO_HOST, TO_GUEST = "weights.{host}.{guest}", "weights.{guest}.{host}"
+WITH_LINES: dict[str, tuple[str, ...]] = {
+    **ALONE,
     "coop": (),
-    "d = 0.2": ("weights.text.line.share=0.2",),
-    "d = 0.4": ("weights.text.line.share=0.4",),
-    "d = 0.8": ("weights.text.line.share=0.8",),
-    "d = 1": ("weights.text.line.share=1",),
-    "no fade, down to t = 200": ("weights.text.line.fade=false", "weights.line.text.fade=false"),
-    "fade to t = 0": ("weights.text.line.above=0", "weights.line.text.above=0"),
-    "fade to t = 400": ("weights.text.line.above=400", "weights.line.text.above=400"),
+    **{f"d = {d}": (f"{TO_HOST}.share={d}",) for d in (0.2, 0.4, 0.8, 1.0)},
+    "no fade, down to t = 200": (f"{TO_HOST}.fade=false", f"{TO_GUEST}.fade=false"),
+    **{f"fade to t = {t}": (f"{TO_HOST}.above={t}", f"{TO_GUEST}.above={t}") for t in (0, 400)},
     "one way": (ONE_WAY,),
-    "image bridge": ("weights.text.line.bridge=null", "weights.line.text.bridge=null"),
+    "image bridge": (f"{TO_HOST}.bridge=null", f"{TO_GUEST}.bridge=null"),
     "bridge every 3rd step": ("bridge_every=3",),
     "matched at equal t": ("match=t",),
-}
-# Algorithm 1 as printed: one constant d both ways down to the end, by way of the picture, noise schedules at equal t.
-PRINTED = (
-    "match=t",
-    *(
-        f"weights.{a}.{b}.{key}={value}"
-        for a, b in (("text", "line"), ("line", "text"))
-        for key, value in (("share", 0.5), ("above", 0), ("fade", "false"), ("bridge", "null"))
+    # One constant d both ways down to the end, by way of the picture, noise schedules at equal t.
+    "algorithm 1 as printed, d = 0.5": (
+        "match=t",
+        *(
+            f"{way}.{key}={value}"
+            for way in (TO_HOST, TO_GUEST)
+            for key, value in (("share", 0.5), ("above", 0), ("fade", "false"), ("bridge", "null"))
+        ),
     ),
-)
+}
+OF_SIZES: dict[str, tuple[str, ...]] = {
+    **ALONE,
+    **{f"{{guest}} down to t = {t}": (f"{TO_HOST}.above={t}",) for t in (500, 600, 700, 800, 900)},
+}
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ def on_canvas(art: Image.Image, side: int = 3 * SIDE) -> Image.Image:
     return canvas
 
 
-def cases(pictures: Pictures, folder: Path, count: int, seed: int) -> list[Case]:
-    """`count` trained pairs with the line drawing of their concept, the last quarter with one of another concept.
+def cases(pictures: Pictures, folder: Path, count: int, seed: int, conflicting: float) -> list[Case]:
+    """`count` trained pairs with the line drawing of their concept, the last ones with one of another concept.
 
     Raises:
         UserError: the data set has no line drawings.
@@ -110,7 +113,7 @@ def cases(pictures: Pictures, folder: Path, count: int, seed: int) -> list[Case]
     found = []
     for i, record in enumerate(chosen):
         other = chosen[(i + len(chosen) // 2) % len(chosen)].concept
-        drawn = record.concept if i < round(len(chosen) * (1 - CONFLICTING)) else other
+        drawn = record.concept if i < round(len(chosen) * (1 - conflicting)) else other
         found.append(Case(record, drawn, on_canvas(read_picture(files[drawn]))))
     return found
 
@@ -121,7 +124,11 @@ class Experiment:
     def __init__(self, config: Path, pictures: Pictures, data: Path, judge: Judge, count: int, steps: int) -> None:
         """Raises: UserError."""
         self.config, self.pictures, self.judge, self.steps = config, pictures, judge, steps
-        self.cases = cases(pictures, data, count, seed=0)
+        self.recipe = load(config, CoopConfig)
+        self.lined = any(member.controls for member in self.recipe.members.values())
+        if len(self.recipe.members) != 2:
+            raise UserError(f"{config}: {len(self.recipe.members)} members; the experiment is about two")
+        self.cases = cases(pictures, data, count, seed=0, conflicting=CONFLICTING if self.lined else 0.0)
         self.models: dict[str, PanGuDraw] = {}
         self.galleries = Galleries(pictures, judge)
         self.given = [case.edges for case in self.cases]
@@ -142,32 +149,32 @@ class Experiment:
         return draw
 
     def handed_on(self, strength: float) -> Draw:
-        """The line model draws, then the text model goes on from its finished picture."""
-        line, text = self.coop("output=line", ONE_WAY), self.models[self._text]
+        """The guest draws, then the host goes on from its finished picture."""
+        guest = self.coop(*self._named(("output={guest}", "weights={{}}")))
+        host = self.models[self.recipe.members[self.recipe.output].model]
 
         def draw(part: Sequence[Case], seed: int) -> Images:
             drawn = []
-            for case, picture in zip(part, line(part, seed)):
-                drawn += text(case.prompt, steps=self.steps, seed=seed, source=Source(picture), strength=strength)
+            for case, picture in zip(part, guest(part, seed)):
+                drawn += host(case.prompt, steps=self.steps, seed=seed, source=Source(picture), strength=strength)
             return [_at_full_size(d.image) for d in drawn]
 
         return draw
 
-    @property
-    def _text(self) -> str:
-        config = load(self.config, CoopConfig)
-        return config.members[config.output].model
+    def _named(self, overrides: Sequence[str]) -> list[str]:
+        host = self.recipe.output
+        guest = next(name for name in self.recipe.members if name != host)
+        return [one.format(host=host, guest=guest) for one in overrides]
 
     @property
     def ways(self) -> dict[str, Callable[[], Draw]]:
         """What makes every way of drawing, by name; the models alone first."""
+        known = WITH_LINES if self.lined else OF_SIZES
         found: dict[str, Callable[[], Draw]] = {
-            "text model alone": partial(self.coop, "weights={}"),
-            "line model alone": partial(self.coop, "weights={}", "output=line"),
+            self._named([name])[0]: partial(self.coop, *self._named(overrides)) for name, overrides in known.items()
         }
-        found.update({name: partial(self.coop, *overrides) for name, overrides in VARIANTS.items()})
-        found["algorithm 1 as printed, d = 0.5"] = partial(self.coop, *PRINTED)
-        found.update({f"handed on, strength {s}": partial(self.handed_on, s) for s in STRENGTHS})
+        if self.lined:
+            found.update({f"handed on, strength {s}": partial(self.handed_on, s) for s in STRENGTHS})
         return found
 
     def measure(self, draw: Draw, seeds: int, bar: tqdm) -> tuple[dict[str, Any], Images]:
@@ -201,7 +208,9 @@ class Experiment:
             if rows:
                 recall = self.galleries.recall([self.cases[i].record for i in rows], [drawn[i] for i in rows])
                 found[f"text_{name}"] = recall["R@5"]
-                found[f"control_{name}"] = float(np.mean([edge_f1(self.given[i], edges(drawn[i])) for i in rows]))
+                if self.lined:
+                    kept = [edge_f1(self.given[i], edges(drawn[i])) for i in rows]
+                    found[f"control_{name}"] = float(np.mean(kept))
         return found
 
 
@@ -210,17 +219,23 @@ def _at_full_size(image: Image.Image) -> np.ndarray:
     return np.asarray(resized)
 
 
+COLUMNS = {
+    "text_agree": "text R@5",
+    "control_agree": "control F1",
+    "text_conflict": "text R@5, conflicting",
+    "control_conflict": "control F1, conflicting",
+}
+
+
 def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as a Markdown table."""
-    keys = ("text_agree", "control_agree", "text_conflict", "control_conflict")
-    rows = [
-        "| | text R@5 | control F1 | text, conflicting | control, conflicting | Fréchet | s a picture |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """The figures as a Markdown table; ± is the standard deviation over the seeds."""
+    present = [key for key in COLUMNS if any(key in one for one in figures.values())]
+    heads = ["", *(COLUMNS[key] for key in present), "Fréchet", "s a picture"]
+    rows = [heads, ["---"] * len(heads)]
     for name, one in figures.items():
-        cells = [f"{one[k]['mean']:.3f} ± {one[k]['sd']:.3f}" if k in one else "" for k in keys]
-        rows.append(f"| {name} | {' | '.join(cells)} | {one['frechet']:.1f} | {one['seconds']:.2f} |")
-    return "\n".join(rows)
+        cells = [f"{one[key]['mean']:.3f} ± {one[key]['sd']:.3f}" for key in present]
+        rows.append([name, *cells, f"{one['frechet']:.1f}", f"{one['seconds']:.2f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def grid(cases: Sequence[Case], drawn: Mapping[str, Images], count: int) -> Image.Image:

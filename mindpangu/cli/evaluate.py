@@ -118,6 +118,29 @@ def coop(
 
 
 @app.command()
+def bridges(
+    config: Path = typer.Option(Path("configs/infer/coop_text_line.yaml"), help="A recipe with learned bridges."),
+    data: Path = DATA,
+    count: int = typer.Option(128, help="Held-out pictures in the output's styles."),
+    report: Optional[Path] = REPORT,
+) -> None:
+    """Error, PSNR and time of a recipe's learned bridges, beside the image bridge's."""
+    from PIL import Image
+
+    from mindpangu.config import load
+    from mindpangu.infer.bridges import bridge_errors
+    from mindpangu.infer.coop import CoopConfig, CoopDraw
+
+    recipe = load(config, CoopConfig)
+    stand_in = Image.new("RGB", (8, 8), "white")
+    stand_in.putpixel((4, 4), (0, 0, 0))
+    together = CoopDraw(recipe, stand_in)
+    _, pictures = _open(data, recipe.members[recipe.output].model, "all")
+    asked = pictures.asked("heldout")[:count]
+    _report(bridge_errors(together, [pictures.render(record) for record in asked]), report)
+
+
+@app.command()
 def judge(
     data: Path = DATA,
     model: str = MODEL,

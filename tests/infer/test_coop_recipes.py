@@ -227,3 +227,32 @@ def test_a_pixel_model_is_refused_by_name(tmp_path):
     values = {"members": {"a": {"model": str(tmp_path / "pixels")}}, "output": "a", "weights": {}}
     with pytest.raises(UserError, match=r"pixels' has no autoencoder .* only latent models draw together"):
         CoopDraw(parse(values, CoopConfig, "test"))
+
+
+def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tmp_path):
+    """The whole of `eval coop` on tiny nets and a judge of pixels: every way draws, every figure is there."""
+    import yaml
+    from tqdm import tqdm
+
+    from mindpangu.config import dump
+    from mindpangu.infer.coop_experiment import Experiment, grid, table
+    from mindpangu.infer.judge import Pictures
+    from tests.infer.test_judge import pixels
+    from tests.tiny import with_lines
+
+    with_lines(tmp_path / "data")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(dump(words_and_lines(model_folder, line_model))), encoding="utf-8")
+    pictures = Pictures.open(tmp_path / "data", ("noto",), None)
+    experiment = Experiment(recipe, pictures, tmp_path / "data", pixels, count=4, steps=1)
+    assert [case.agrees for case in experiment.cases] == [True, True, True, False]
+    assert {"text alone", "line alone", "coop", "one way", "handed on, strength 0.5"} <= set(experiment.ways)
+    figures, drawn = {}, {}
+    for name in ("text alone", "coop", "handed on, strength 0.5"):
+        figures[name], drawn[name] = experiment.measure(experiment.ways[name](), 2, tqdm(disable=True))
+    assert set(figures["coop"]) == {
+        "text_agree", "control_agree", "text_conflict", "control_conflict", "frechet", "seconds"
+    }  # fmt: skip
+    assert table(figures).count("\n") == 4
+    assert grid(experiment.cases, drawn, 4).size == (4 * 128, 4 * 128)
+    assert np.abs(drawn["coop"][0].astype(int) - drawn["text alone"][0]).max() > 0
