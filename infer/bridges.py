@@ -1,4 +1,4 @@
-"""How well bridges carry a picture from one model's latents to another's: the learned one and the one by way of pixels."""
+"""How well bridges carry a picture between two models' latents: the learned one, and the one by way of pixels."""
 
 from __future__ import annotations
 

@@ -329,7 +329,7 @@ class CoopDraw:
         return Reused(across, self.config.bridge_every)
 
     def learned(self, j: int, i: int, folder: Path) -> Bridge:
-        """The learned bridge of a folder, from member j's latents to member i's. Raises: UserError if it is another's."""
+        """The learned bridge of a folder, from member j's latents to member i's. Raises: UserError."""
         if folder not in self._nets:
             from mindpangu.models.loading import load_bridge
 

@@ -136,7 +136,8 @@ def _transformer(
     yield dense(f"{name}.proj_in", rows, channels, channels)
     for i in range(depth):
         block = f"{name}.transformer_blocks.{i}"
-        for number, (inner, keys) in enumerate(((channels, positions), (spec.context_dim, tokens)), start=1):
+        seen = [(channels, positions), (spec.context_dim, tokens)] if spec.context_dim else [(channels, positions)]
+        for number, (inner, keys) in enumerate(seen, start=1):
             one = f"{block}.attn{number}"
             yield norm(f"{block}.norm{number}", rows, channels)
             yield dense(f"{one}.to_q", rows, channels, channels, False)

@@ -51,8 +51,7 @@ def drawing(spec: ModelSpec, size: str, pictures: int, dtype: str = "fp32", offl
         ValueError: `size` is no "WxH".
     """
     width, height = (side // spec.vae.factor for side in parse_size(size))
-    rows = pictures * (2 + len(spec.pipeline.default_styles))
-    tokens = next(iter(spec.texts.values())).context_length
+    rows = pictures * (2 + len(spec.pipeline.default_styles) if spec.texts else 1)
     shapes, users = parts(spec), Counter(spec.unets.values())
     first = {unet: name for name, unet in reversed(spec.unets.items())}
     resident = [*first.values(), "vae", *spec.texts]
@@ -61,7 +60,7 @@ def drawing(spec: ModelSpec, size: str, pictures: int, dtype: str = "fp32", offl
         sum(_bytes(s, "fp16") for s in shapes[name].values()) for name, unet in spec.unets.items() if users[unet] > 1
     ]
     waiting = max(shared, default=0) if offload else sum(shared)
-    graphs: list[Iterable[Layer]] = [unet_layers(unet, rows, height, width, tokens) for unet in users]
+    graphs: list[Iterable[Layer]] = [unet_layers(unet, rows, height, width, spec.tokens) for unet in users]
     graphs += [decoder_layers(spec.vae, pictures, height, width)]
     graphs += [text_layers(text, rows) for text in spec.texts.values()]
     layers = [layer for graph in graphs for layer in graph]

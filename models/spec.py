@@ -256,6 +256,11 @@ class ModelSpec:
                 raise ValueError(f"{what} has {list(given)}; {list(needed)} are needed")
 
     @property
+    def tokens(self) -> int:
+        """The length of a prompt; 0 where there are no words."""
+        return max((text.context_length for text in self.texts.values()), default=0)
+
+    @property
     def parts(self) -> dict[str, Union[UNetSpec, VAESpec, TextSpec]]:
         """Every part's spec, by the name of its file."""
         return {"vae": self.vae, **self.texts, **self.unets}

@@ -25,8 +25,7 @@ def inspect(
     size = size or spec.pipeline.default_size
     check_size(size, spec.pipeline)
     width, height = (side // spec.vae.factor for side in parse_size(size))
-    tokens = next(iter(spec.texts.values())).context_length
-    layers = {name: unet_layers(unet, 1, height, width, tokens) for name, unet in spec.unets.items()}
+    layers = {name: unet_layers(unet, 1, height, width, spec.tokens) for name, unet in spec.unets.items()}
     layers["vae"] = decoder_layers(spec.vae, 1, height, width)
     layers.update({name: text_layers(text, 1) for name, text in spec.texts.items()})
     table = Table(title=f"{spec.pipeline.name}: computed from its spec")

@@ -16,6 +16,7 @@ RELEASE = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)
     [
         UNetSpec(4, 4, 16, (1, 2), 1, (0, 1), 16, 32, 24, 4),
         UNetSpec(3, 5, 8, (1, 1, 3), 2, (1, 0, 2), 8, 16, 0, 4),
+        UNetSpec(4, 4, 16, (1, 2), 1, (0, 1), 16, 0, 0, 4),
     ],
 )
 def test_parameters_are_those_of_the_cell(spec):
