@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from mindpangu.cli import bench, convert, coop, data, doctor, edges, evaluate, generate, inspect, train, zoo
+from mindpangu.cli import bench, convert, coop, data, doctor, edges, evaluate, generate, inspect, plan, train, zoo
 from mindpangu.errors import UserError
 from mindpangu.version import __version__
 
@@ -25,6 +25,7 @@ app.command("generate")(generate.generate)
 app.command("coop")(coop.coop)
 app.command("edges")(edges.edges)
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
