@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """`data_parallel` copies of the net, each in `pipeline_stage` stages; a batch comes in `micro_batch_num` parts.
+    """`data_parallel` copies of the net in `pipeline_stage` stages, through which go `micro_batch_num` batches a step.
 
-    """`data_parallel` copies of the net, each in `pipeline_stage` stages, through which go `micro_batch_num` batches.
+    `optimizer_shard`: the copies share the optimizer's state and the fp32 weights between them (ZeRO, 1910.02054).
+
     """
 
     data_parallel: int = 1
