@@ -19,12 +19,14 @@ from tqdm import tqdm
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, write_atomically
 from mindpangu.config import dump
 from mindpangu.errors import UserError
+from mindpangu.parallel.ranks import Ranks
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.step import TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
 STATE, STATS = "state.safetensors", "stats.jsonl"
+NO_OTHERS = Ranks()
 
 
 class Task(Protocol):
@@ -115,8 +117,26 @@ def forget_after(stats: Path, nimg: int) -> None:
         write_atomically(stats, "".join(kept).encode())
 
 
-def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
+def check_loss(loss: float, state: State, config: TrainConfig) -> None:
+    """Raises: UserError where the loss is no number."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{config.output_dir}: the loss is {loss} after {state.nimg} images; lower "
+            f"lr_schedule.learning_rate (now {config.lr_schedule.learning_rate}) and resume from the checkpoint"
+        )
+
+
+def progress_bar(name: str, state: State, total: int, shown: bool) -> tqdm:
+    """Images seen, of all."""
+    return tqdm(
+        total=total, initial=state.nimg, unit="img", desc=name, smoothing=0.05, mininterval=1.0, disable=not shown
+    )
+
+
+def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ranks = NO_OTHERS) -> State:
     """Train `task` until `until` (default: all of the run's images); return where it stands.
+
+    Of several `ranks` each takes its part of every batch, and the first one writes and reports.
 
     Raises:
         UserError: the loss stopped being a number; the last checkpoint is left as it was.
@@ -128,23 +148,24 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
-    step = TrainStep(task.loss_net, muon=config.optimizer.type == "muon")
+    step = TrainStep(task.loss_net, config.optimizer.type == "muon", ranks.size)
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)
     state = load_state(folder, step, average) if config.resume_training else State()
-    forget_after(folder / STATS, state.nimg)
+    if ranks.first:
+        forget_after(folder / STATS, state.nimg)
     losses: list[float] = []
     started = time.monotonic()
-    bar = tqdm(total=total, initial=state.nimg, unit="img", desc=folder.name, smoothing=0.05, mininterval=1.0)
+    bar = progress_bar(folder.name, state, total, ranks.first)
 
     def passed(every: int) -> bool:
-        return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
+        return ranks.first and (state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end)
 
     with ThreadPoolExecutor(1) as pool, (folder / STATS).open("a", encoding="utf-8") as stats:
         upcoming = pool.submit(task.batch, state.nimg, batch_size)
         while state.nimg < end:
             # Gradients and step, while the next batch is made.
-            batch = upcoming.result()
+            batch = ranks.part(upcoming.result())
             upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size)
             lr = learning_rate(config.lr_schedule, state.nimg, total)
             factors = coefficients(config.optimizer, lr, state.step + 1)
@@ -153,13 +174,9 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
             state.nimg += batch_size
             state.step += 1
             bar.update(batch_size)
-            if not math.isfinite(losses[-1]):
-                raise UserError(
-                    f"{folder}: the loss is {losses[-1]} after {state.nimg} images; lower "
-                    f"lr_schedule.learning_rate (now {config.lr_schedule.learning_rate}) and resume from the checkpoint"
-                )
+            check_loss(losses[-1], state, config)
             # Average.
-            if state.step % EMA_EVERY == 0:
+            if ranks.first and state.step % EMA_EVERY == 0:
                 average.update(EMA_EVERY * batch_size, state.nimg)
             # Status, samples, checkpoint.
             if passed(config.callbacks.log_images):
@@ -184,6 +201,8 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None) -> State:
                 task.samples(average.values, folder / f"samples-{state.nimg:08d}.png")
         upcoming.cancel()
     bar.close()
+    if not ranks.first:
+        return state
     card = {
         "nimg": state.nimg,
         "seconds": round(state.seconds),

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
 from mindpangu import runtime
+from mindpangu.checkpoint.lock import only_writer
+from mindpangu.errors import UserError
+from mindpangu.parallel.ranks import join
 from mindpangu.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from mindpangu.train.loop import Task
 
 
 def run(config: TrainConfig) -> None:
-    """Train what `config` says, resuming where an earlier run stopped.
+    """Train what `config` says, resuming where an earlier run stopped; under msrun, with all processes together.
 
     Raises:
         UserError: for anything a user can mend; see the tasks and `loop.fit`.
@@ -15,28 +24,41 @@ def run(config: TrainConfig) -> None:
     runtime.start(config.context.device_target)
     import mindspore
 
-    from mindpangu.train.loop import Task, fit
+    from mindpangu.train.loop import fit
 
+    ranks = join()
+    if ranks.size > 1 and config.clip is not None:
+        raise UserError(
+            "the text towers learn by comparing each picture with the whole batch, which several processes would cut: "
+            "train them with one"
+        )
     mindspore.set_seed(config.context.seed)
-    task: Task
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    with only_writer(config.output_dir) if ranks.first else nullcontext():
+        # The first process makes the caches that the others then find.
+        task = make_task(config) if ranks.first else None
+        ranks.wait()
+        fit(task or make_task(config), config, ranks=ranks)
+
+
+def make_task(config: TrainConfig) -> Task:
+    """What a training file asks to be trained."""
     if config.vae is not None:
         from mindpangu.train.vae import TrainVAE
 
-        task = TrainVAE(config)
-    elif config.clip is not None:
+        return TrainVAE(config)
+    if config.clip is not None:
         from mindpangu.train.clip import TrainClip
 
-        task = TrainClip(config)
-    elif config.bridge is not None:
+        return TrainClip(config)
+    if config.bridge is not None:
         from mindpangu.train.bridge import TrainBridge
 
-        task = TrainBridge(config)
-    elif config.diffusion is not None and config.diffusion.control is not None:
+        return TrainBridge(config)
+    if config.diffusion is not None and config.diffusion.control is not None:
         from mindpangu.train.control import TrainControl
 
-        task = TrainControl(config)
-    else:
-        from mindpangu.train.diffusion import TrainDiffusion
+        return TrainControl(config)
+    from mindpangu.train.diffusion import TrainDiffusion
 
-        task = TrainDiffusion(config)
-    fit(task, config)
+    return TrainDiffusion(config)

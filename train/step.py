@@ -12,12 +12,15 @@ class TrainStep(nn.Cell):
     """construct(coefficients, *batch) -> (loss, gradient norm before clipping); updates the parameters.
 
     The coefficients come from `schedule.coefficients`. `loss_net(*batch)` returns a scalar. With `muon`, parameters of
-    two or more axes take Muon's step and the others AdamW's, each group clipped by its own norm.
+    two or more axes take Muon's step and the others AdamW's, each group clipped by its own norm. With several `ranks`
+    each works on its part of the batch, and loss and gradients are averaged over all.
     """
 
-    def __init__(self, loss_net: nn.Cell, muon: bool = False) -> None:
+    def __init__(self, loss_net: nn.Cell, muon: bool = False, ranks: int = 1) -> None:
         super().__init__(auto_prefix=False)
-        self.loss_net = loss_net
+        self.loss_net, self.ranks = loss_net, ranks
+        if ranks > 1:
+            self.sum_over_ranks = mops.AllReduce()
         weights = loss_net.trainable_params()
         matrices = [p for p in weights if muon and p.ndim > 1]
         self.vectors = len(weights) - len(matrices)
@@ -28,6 +31,12 @@ class TrainStep(nn.Cell):
 
     def construct(self, coefficients: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, gradients = self.gradient(*batch)
+        if self.ranks > 1:
+            loss = self.sum_over_ranks(loss) / self.ranks
+            averaged = []
+            for one in gradients:
+                averaged.append(self.sum_over_ranks(one) / self.ranks)
+            gradients = tuple(averaged)
         n, moment1 = self.vectors, self.moment1
         norm = mops.zeros_like(loss)
         if n > 0:

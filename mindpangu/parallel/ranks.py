@@ -1,0 +1,58 @@
+"""The processes of one training: msrun starts them, MindSpore connects them (HCCL on Ascend, its own on a CPU)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindpangu.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether it is this process that writes and reports."""
+        return self.rank == 0
+
+    def part(self, batch: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Its rows of a batch, whose arrays have a row for each picture.
+
+        Raises:
+            UserError: the processes cannot share it evenly.
+        """
+        if self.size == 1:
+            return tuple(batch)
+        count = len(batch[0])
+        if count % self.size:
+            raise UserError(
+                f"runner_config.batch_size {count} cannot be shared by {self.size} processes; use a multiple of "
+                f"{self.size}"
+            )
+        rows = count // self.size
+        return tuple(array[self.rank * rows : (self.rank + 1) * rows] for array in batch)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            from mindspore import Tensor, ops
+
+            ops.AllReduce()(Tensor(np.zeros(1, np.float32))).asnumpy()
+
+
+def join() -> Ranks:
+    """Meet the other processes that msrun has started, if any; MindSpore must have been started."""
+    if "MS_ROLE" not in os.environ:
+        return Ranks()
+    from mindspore.communication import get_group_size, get_rank, init
+
+    init()  # msrun's scheduler runs the same command, and stays in here
+    return Ranks(get_rank(), get_group_size())

@@ -1,0 +1,81 @@
+"""Several processes train as one does: msrun, two and four processes, buckets of two sizes; and one writer a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from mindpangu.checkpoint.lock import only_writer
+from mindpangu.checkpoint.store import load_tensors
+from mindpangu.errors import UserError
+from mindpangu.parallel.ranks import Ranks
+from tests.tiny import training
+
+STEPS = 20
+
+
+def trained(runs, folder, workers):
+    """The state after STEPS steps of eight pictures, by one process or by several under msrun."""
+    values = training(
+        "structure",
+        runs,
+        output_dir=str(folder),
+        runner_config={"images": 8 * STEPS, "batch_size": 8},
+        callbacks={"log_images": 40, "sample_images": 8 * STEPS, "checkpoint_images": 8 * STEPS},
+    )
+    folder.mkdir()
+    (folder / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("mindpangu")), "train", "--config", str(folder / "train.yaml")]
+    if workers > 1:
+        counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={18000 + workers}"]
+        msrun = str(Path(sys.executable).with_name("msrun"))
+        command = [msrun, *counts, "--join=True", f"--log_dir={folder / 'logs'}", *command]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MINDPANGU_CPU_OPS": "fp32"}
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+        try:
+            assert process.wait(timeout=400) == 0, (folder / "said.txt").read_text()[-3000:]
+        finally:  # msrun's workers outlive it when it is killed
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return load_tensors(folder / "state.safetensors")
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, workers):
+    folder = tmp_path_factory.mktemp("ranks")
+    one, several = trained(runs, folder / "one", 1), trained(runs, folder / "several", workers)
+    assert one.keys() == several.keys()
+    for name in one.keys() - {"progress"}:
+        scale = np.abs(one[name]).max() + 1e-6
+        assert np.abs(one[name] - several[name]).max() <= 2e-5 * scale, name
+    lines = [json.loads(line) for line in (folder / "several" / "stats.jsonl").read_text().splitlines()]
+    assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
+
+
+def test_a_batch_is_shared_evenly_or_not_at_all():
+    batch = (np.arange(8), np.arange(16).reshape(8, 2))
+    parts = [Ranks(rank, 4).part(batch) for rank in range(4)]
+    for array, shares in zip(batch, zip(*parts)):
+        np.testing.assert_array_equal(np.concatenate(shares), array)
+        assert {len(share) for share in shares} == {2}
+    with pytest.raises(UserError, match="batch_size 6 cannot be shared by 4 processes"):
+        Ranks(0, 4).part((np.zeros(6),))
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with only_writer(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} is training"):  # noqa: SIM117
+        with only_writer(tmp_path):
+            pass
+    with only_writer(tmp_path):
+        pass
