@@ -43,8 +43,9 @@ def pack(
     missing = [name for name in ("vae", *model.towers, *model.experts) if name not in sources]
     if missing:
         raise UserError(f"--part: {', '.join(missing)} of {model.name} missing; for example --part vae=runs/vae/vae")
-    for name, source in sources.items():
+    for source in sources.values():
         verify(source.with_suffix(".safetensors"))
+    for name, source in sources.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(source.with_suffix(suffix), (out / name).with_suffix(suffix))
