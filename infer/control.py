@@ -103,13 +103,16 @@ class ControlledDenoiser:
         return NetDenoiser(net, self.schedule, self.prediction)(x, sigma, cond)
 
     def _steered(self, active: Sequence[tuple[Control, Any]], x: Any, t: Any, *cond: Any) -> Any:
+        from mindspore import mutable
+
         total: list[Any] = []
         for one, hint in active:
             seen = hint if hint.shape[0] == 1 else repeat_rows(hint, x.shape[0] // hint.shape[0])
             given = [one.strength * y for y in one.net(x, t, seen, *cond)]
             total = [a + b for a, b in zip(total, given)] if total else given
         context, vector = (*cond, None, None)[:2]
-        return self.unet(x, t, context, vector, tuple(total))
+        # A plain tuple would be a constant of the graph, which would be compiled anew at every step.
+        return self.unet(x, t, context, vector, mutable(tuple(total)))
 
 
 def _hint(picture: np.ndarray) -> Any:

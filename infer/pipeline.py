@@ -282,10 +282,11 @@ class PanGuDraw:
         return nothing + (context - nothing) * Tensor(weights), *cond[1:]
 
     def _encode(self, texts: Sequence[str], told: Optional[np.ndarray]) -> tuple[Any, ...]:
-        from mindspore import Tensor
+        from mindspore import Tensor, mutable
 
         assert self.conditioner is not None
-        ids = tuple(Tensor(tokenizer(texts)) for tokenizer in self.tokenizers)
+        # A plain tuple would be a constant of the graph, which would be compiled anew for every batch.
+        ids = mutable(tuple(Tensor(tokenizer(texts)) for tokenizer in self.tokenizers))
         return self.conditioner(ids, None if told is None else Tensor(told))
 
     def denoiser(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, mutable, nn
 from mindspore import ops as mops
 from PIL import Image
 
@@ -147,7 +147,8 @@ class TrainDiffusion:
             index = np.full((2 * SHOWN, 1), self.task.sizes.index(self.buckets[0].size), np.float32)
             scenes = [int(scene) for scene in self.buckets[0].scenes[:SHOWN]]
             prompts = [""] * SHOWN + [self.examples.caption(self.examples.scene(scene), scene) for scene in scenes]
-            cond = self.conditioner(tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers), Tensor(index))
+            ids = tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers)
+            cond = self.conditioner(mutable(ids), Tensor(index))
             denoiser = Guided(denoiser, SHOWN_GUIDANCE)
         self.show(Conditioned(denoiser, cond), path)
 
