@@ -47,6 +47,15 @@ def test_weights_in_half_precision_draw_the_same_picture(pipeline, model_folder)
         np.testing.assert_array_equal(np.asarray(one.image), np.asarray(other.image))
 
 
+def test_other_prompts_compile_nothing_anew(pipeline):
+    pipeline("a red bus", steps=2)
+    cells = (pipeline.conditioner, pipeline.unets[0].cells.whole, pipeline.vae)
+    before = [len(cell.compile_cache) for cell in cells]
+    assert before[0]
+    pipeline("a fox", steps=2, seed=3)
+    assert [len(cell.compile_cache) for cell in cells] == before
+
+
 def test_refuses_an_unknown_dtype(model_folder):
     with pytest.raises(UserError, match="dtype fp8 is unknown; allowed: fp32, fp16"):
         PanGuDraw.from_pretrained(model_folder, "CPU", dtype="fp8")
