@@ -32,6 +32,7 @@ from mindpangu.metrics.frechet import frechet_distance
 
 CONFLICTING = 0.25  # share of the cases whose drawing is of another thing than the words
 BATCH = 8
+LINES_IN_COLOUR = "openmoji"  # the style whose outlines are the line drawings
 STRENGTHS = (0.5, 0.7, 0.9)  # of handing the finished picture on
 
 Images = list[np.ndarray]
@@ -44,9 +45,10 @@ TO_HOST, TO_GUEST = "weights.{host}.{guest}", "weights.{guest}.{host}"
 WITH_LINES: dict[str, tuple[str, ...]] = {
     **ALONE,
     "coop": (),
-    **{f"d = {d}": (f"{TO_HOST}.share={d}",) for d in (0.2, 0.4, 0.8, 1.0)},
-    "no fade, down to t = 200": (f"{TO_HOST}.fade=false", f"{TO_GUEST}.fade=false"),
-    **{f"fade to t = {t}": (f"{TO_HOST}.above={t}", f"{TO_GUEST}.above={t}") for t in (0, 400)},
+    **{f"d = {d}": (f"{TO_HOST}.share={d}",) for d in (0.0, 0.3, 0.5, 0.9, 1.0)},
+    **{f"back {d}": (f"{TO_GUEST}.share={d}",) for d in (0.1, 0.5, 0.7)},
+    **{f"down to t = {t}": (f"{TO_HOST}.above={t}", f"{TO_GUEST}.above={t}") for t in (200, 500)},
+    "fading to t = 0": (f"{TO_HOST}.fade=true", f"{TO_GUEST}.fade=true"),
     "one way": (ONE_WAY,),
     "image bridge": (f"{TO_HOST}.bridge=null", f"{TO_GUEST}.bridge=null"),
     "bridge every 3rd step": ("bridge_every=3",),
@@ -129,6 +131,7 @@ class Experiment:
         if len(self.recipe.members) != 2:
             raise UserError(f"{config}: {len(self.recipe.members)} members; the experiment is about two")
         self.cases = cases(pictures, data, count, seed=0, conflicting=CONFLICTING if self.lined else 0.0)
+        self.own = {r.concept: data / r.file for r in manifest.read(data) if r.style == LINES_IN_COLOUR}
         self.models: dict[str, PanGuDraw] = {}
         self.galleries = Galleries(pictures, judge)
         self.given = [case.edges for case in self.cases]
@@ -161,6 +164,10 @@ class Experiment:
 
         return draw
 
+    def in_colour(self, part: Sequence[Case], seed: int) -> Images:
+        """What the drawings' artist made of them: whose text score is what true lines leave room for."""
+        return [_at_full_size(on_canvas(read_picture(self.own[case.drawn]))) for case in part]
+
     def _named(self, overrides: Sequence[str]) -> list[str]:
         host = self.recipe.output
         guest = next(name for name in self.recipe.members if name != host)
@@ -175,6 +182,8 @@ class Experiment:
         }
         if self.lined:
             found.update({f"handed on, strength {s}": partial(self.handed_on, s) for s in STRENGTHS})
+        if self.lined and self.own:
+            found["yardstick: the drawing's own picture in colour"] = lambda: self.in_colour
         return found
 
     def measure(self, draw: Draw, seeds: int, bar: tqdm) -> tuple[dict[str, Any], Images]:

@@ -85,4 +85,11 @@ def test_every_shipped_file_is_valid(path):
     from mindpangu.models.spec import PipelineSpec
     from mindpangu.train.config import TrainConfig
 
-    load(path, PipelineSpec if path.stem == "model" else TrainConfig)
+    load(path, PipelineSpec if path.stem.endswith("model") else TrainConfig)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/infer").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid(path):
+    from mindpangu.infer.coop import CoopConfig
+
+    load(path, CoopConfig)

@@ -23,10 +23,10 @@ from tests.tiny import training
 STEPS = 20
 
 
-def trained(runs, folder, workers):
+def trained(part, runs, folder, workers):
     """The state after STEPS steps of eight pictures, by one process or by several under msrun."""
     values = training(
-        "structure",
+        part,
         runs,
         output_dir=str(folder),
         runner_config={"images": 8 * STEPS, "batch_size": 8},
@@ -51,10 +51,11 @@ def trained(runs, folder, workers):
     return load_tensors(folder / "state.safetensors")
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, workers):
+@pytest.mark.parametrize(("part", "workers"), [("structure", 2), ("vae", 4)])
+def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, part, workers):
+    """The generator with batches of two sizes; four processes on a net that compiles faster."""
     folder = tmp_path_factory.mktemp("ranks")
-    one, several = trained(runs, folder / "one", 1), trained(runs, folder / "several", workers)
+    one, several = trained(part, runs, folder / "one", 1), trained(part, runs, folder / "several", workers)
     assert one.keys() == several.keys()
     for name in one.keys() - {"progress"}:
         scale = max(1.0, float(np.abs(one[name]).max()))
