@@ -229,7 +229,7 @@ def alternatives(cluster: ClusterConfig) -> Iterator[tuple[str, ClusterConfig]]:
 
 
 def _what_would(regime: Regime, histogram: Histogram, model: ModelSpec, cluster: ClusterConfig) -> str:
-    changed = []
+    changed: list[str] = []
     for change, other in alternatives(cluster):
         key = change.split(":")[0]
         changed = [*(one for one in changed if not one.startswith(key)), change]
