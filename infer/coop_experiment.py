@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mindpangu.config import load
 from mindpangu.data import manifest
-from mindpangu.data.examples import read_picture
+from mindpangu.data.examples import parse_size, read_picture
 from mindpangu.data.lines import LINE_STYLE, edges
 from mindpangu.data.scenes import FILL
 from mindpangu.errors import UserError
@@ -154,12 +154,17 @@ class Experiment:
     def handed_on(self, strength: float) -> Draw:
         """The guest draws, then the host goes on from its finished picture."""
         guest = self.coop(*self._named(("output={guest}", "weights={{}}")))
-        host = self.models[self.recipe.members[self.recipe.output].model]
+        member = self.recipe.members[self.recipe.output]
+        host = self.models[member.model]
+        sides = parse_size(member.size or host.spec.default_size)
 
         def draw(part: Sequence[Case], seed: int) -> Images:
             drawn = []
             for case, picture in zip(part, guest(part, seed)):
-                drawn += host(case.prompt, steps=self.steps, seed=seed, source=Source(picture), strength=strength)
+                source = Source.open(Image.fromarray(picture), None, sides)
+                drawn += host(
+                    case.prompt, size=member.size, steps=self.steps, seed=seed, source=source, strength=strength
+                )
             return [_at_full_size(d.image) for d in drawn]
 
         return draw
