@@ -69,3 +69,16 @@ def model_folder(runs, tmp_path_factory) -> Path:
     parts.update(structure="structure/unet", texture="texture/unet")
     pack(spec=spec, part=[f"{name}={runs / source}" for name, source in parts.items()], out=folder / "tiny")
     return folder / "tiny"
+
+
+@pytest.fixture()
+def uncompiled():
+    """Without graphs: for nets as small as these the compilation is most of the time."""
+    from mindpangu import runtime
+
+    runtime.start("CPU")
+    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
+
+    set_context(mode=PYNATIVE_MODE)
+    yield
+    set_context(mode=GRAPH_MODE)

@@ -100,8 +100,10 @@ def coop(
 
     check_writable(out)
     recipe = load(config, CoopConfig)
-    _, pictures = _open(data, recipe.members[recipe.output].model, groups)
+    host = recipe.members[recipe.output].model
+    pipeline, pictures = _open(data, host, groups)
     experiment = Experiment(config, pictures, data, Judge(), count, steps)
+    experiment.models[host] = pipeline
     ways = experiment.ways
     unknown = [name for name in only if name not in ways]
     if unknown:
@@ -134,8 +136,9 @@ def bridges(
     recipe = load(config, CoopConfig)
     stand_in = Image.new("RGB", (8, 8), "white")
     stand_in.putpixel((4, 4), (0, 0, 0))
-    together = CoopDraw(recipe, stand_in)
-    _, pictures = _open(data, recipe.members[recipe.output].model, "all")
+    host = recipe.members[recipe.output].model
+    pipeline, pictures = _open(data, host, "all")
+    together = CoopDraw(recipe, stand_in, models={host: pipeline})
     asked = pictures.asked("heldout")[:count]
     _report(bridge_errors(together, [pictures.render(record) for record in asked]), report)
 

@@ -71,17 +71,6 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.fixture()
-def uncompiled():
-    """Without graphs: for nets as small as these the compilation is most of the time."""
-    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
-
-    runtime.start("CPU")
-    set_context(mode=PYNATIVE_MODE)
-    yield
-    set_context(mode=GRAPH_MODE)
-
-
 @pytest.mark.parametrize("recipe", ["coop_pangu_sd15_canny", "coop_pangu_sd15_openpose", "coop_sdxl_low_pangu_high"])
 def test_recipes_for_real_checkpoints(folders, drawing, uncompiled, recipe):
     config = load(CONFIGS / f"{recipe}.yaml", CoopConfig)

@@ -55,17 +55,6 @@ def folders(tmp_path_factory):
     return made
 
 
-@pytest.fixture()
-def uncompiled():
-    """Without graphs: for nets as small as these the compilation is most of the time."""
-    runtime.start("CPU")
-    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
-
-    set_context(mode=PYNATIVE_MODE)
-    yield
-    set_context(mode=GRAPH_MODE)
-
-
 def convert(source, spec, out):
     from mindpangu.models.families import convert_family
 
