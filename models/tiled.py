@@ -7,6 +7,7 @@ of it with a border of one. Group normalisation takes its mean and variance from
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
@@ -44,7 +45,7 @@ class Ending(nn.Cell):
         return (vae.quant_conv(out).chunk(2, axis=1)[0] - vae.shift) * vae.scale
 
 
-class _Tiled:
+class _Tiled(ABC):
     """What tiled decoders and encoders have in common."""
 
     def __init__(self, vae: AutoencoderKL, side: int) -> None:
@@ -56,8 +57,9 @@ class _Tiled:
         """One picture after the other."""
         return mops.concat([self._one(x[i : i + 1]) for i in range(x.shape[0])])
 
+    @abstractmethod
     def _one(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """A batch of one picture."""
 
     def _block(self, block: ResnetBlock, x: np.ndarray) -> np.ndarray:
         h = self._convolve(block.conv1, x, block.norm1)
