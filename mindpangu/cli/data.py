@@ -43,3 +43,41 @@ def emoji(
         for line in report.missing:
             if line.startswith("style "):
                 print(f"  {line}")
+
+
+OUT = typer.Option(..., help="Folder to write.")
+
+
+@app.command()
+def pack(
+    folder: Path = typer.Argument(
+        ..., help="Pictures with captions beside them (fox.jpg, fox.txt), or `data emoji`'s."
+    ),
+    out: Path = OUT,
+    per_shard: int = typer.Option(1000, min=1, help="Samples a shard."),
+    scenes: int = typer.Option(10000, min=1, help="How many scenes to draw of an emoji data set."),
+    size: list[str] = typer.Option(["128x128"], help="Size of the scenes; may be repeated."),
+    group: list[str] = typer.Option([], help="Only scenes of these groups; may be repeated."),
+    compositions: float = typer.Option(0.3, min=0.0, max=1.0, help="Share of the scenes with stated places."),
+) -> None:
+    """Tar files in WebDataset's layout, of your own pictures or of scenes of the emoji data set."""
+    from mindpangu.data import pack as packing
+    from mindpangu.data.examples import DataConfig, Examples
+
+    if (folder / "manifest.jsonl").exists():
+        config = DataConfig(
+            folder,
+            groups=tuple(group) or None,
+            sizes=tuple(size),
+            size_weights=(1.0,) * len(size),
+            compositions=compositions,
+        )
+        samples, count = packing.scenes(Examples(config), scenes), scenes
+    else:
+        pictures, silent = packing.captioned(folder)
+        samples, count = packing.files(folder, pictures), len(pictures)
+        if silent:
+            print(f"{len(silent)} pictures have no caption beside them and are left out, for example {silent[0]}")
+    with tqdm(total=count, unit="picture", desc="packing") as bar:
+        shards = packing.pack(samples, out, per_shard, bar.update)
+    print(f"{count} samples in {shards} shards in {out}")

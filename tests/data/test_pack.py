@@ -1,0 +1,44 @@
+"""Packing: what one has becomes shards that are read back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindpangu.cli.data import pack
+from mindpangu.data.examples import DataConfig, Examples
+from mindpangu.data.shards import Shard
+from mindpangu.errors import UserError
+from tests.tiny import SAMPLE
+
+OPTIONS = {"per_shard": 2, "scenes": 5, "size": ["48x32"], "group": [], "compositions": 0.3}
+
+
+def test_scenes_with_captions_in_both_languages(tmp_path):
+    pack(SAMPLE, tmp_path / "out", **OPTIONS)
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == ["00000.tar", "00001.tar", "00002.tar"]
+    samples = [shard.read(entry) for shard in map(Shard, paths) for entry in shard.entries]
+    examples = Examples(DataConfig(SAMPLE, sizes=("48x32",), compositions=0.3))
+    assert len(samples) == 5
+    for i, sample in enumerate(samples):
+        np.testing.assert_array_equal(np.asarray(sample.picture), examples.image(examples.scene(i)))
+        assert sample.captions == tuple(examples.caption(examples.scene(i), i, x) for x in ("en", "zh"))
+
+
+def test_ones_own_pictures_as_they_are(tmp_path, capsys):
+    folder = tmp_path / "own"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("one.png", "deep/two.JPG", "silent.png"):
+        Image.new("RGB", (5, 4), "blue").save(folder / name)
+    (folder / "one.txt").write_text("a blue thing")
+    (folder / "deep" / "two.zh.txt").write_text("蓝色的东西", encoding="utf-8")
+    pack(folder, tmp_path / "out", **OPTIONS)
+    shard = Shard(tmp_path / "out" / "00000.tar")
+    assert {shard.read(entry).captions for entry in shard.entries} == {("a blue thing",), ("蓝色的东西",)}
+    assert "1 pictures have no caption beside them" in capsys.readouterr().out
+    (folder / "one.txt").unlink()
+    (folder / "deep" / "two.zh.txt").unlink()
+    with pytest.raises(UserError, match="3 pictures, none with a caption"):
+        pack(folder, tmp_path / "other", **OPTIONS)
