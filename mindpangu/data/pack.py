@@ -51,7 +51,7 @@ def _beside(path: Path) -> dict[str, Path]:
     return {field: place for field, place in places.items() if place.is_file()}
 
 
-def pack(samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], None]) -> int:
+def pack(samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], object]) -> int:
     """Write shards of `per_shard` samples, 00000.tar and on; how many there are. Raises: UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
