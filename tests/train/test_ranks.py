@@ -21,12 +21,13 @@ from mindpangu.parallel.ranks import Ranks
 from tests.tiny import training
 
 STEPS = 20
+REPOSITORY = Path(__file__).parents[2]
 
 
 def trained(part, runs, folder, workers):
-    """The state after STEPS steps of eight pictures, by one process or by several under msrun."""
+    """The state after STEPS steps of eight pictures, by one process or by several under msrun; "line": see there."""
     values = training(
-        part,
+        "vae" if part == "line" else part,
         runs,
         output_dir=str(folder),
         runner_config={"images": 8 * STEPS, "batch_size": 8},
@@ -35,12 +36,16 @@ def trained(part, runs, folder, workers):
     folder.mkdir()
     (folder / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     command = [str(Path(sys.executable).with_name("mindpangu")), "train", "--config", str(folder / "train.yaml")]
+    if part == "line":
+        command = [str(Path(__file__).with_name("line_worker.py")), str(folder / "train.yaml")]
     if workers > 1:
         counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={18000 + workers}"]
         msrun = str(Path(sys.executable).with_name("msrun"))
         command = [msrun, *counts, "--join=True", f"--log_dir={folder / 'logs'}", *command]
+    else:
+        command = [sys.executable, *command]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "MINDPANGU_CPU_OPS": "fp32"}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "MINDPANGU_CPU_OPS": "fp32"}
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
         try:
@@ -51,9 +56,9 @@ def trained(part, runs, folder, workers):
     return load_tensors(folder / "state.safetensors")
 
 
-@pytest.mark.parametrize(("part", "workers"), [("structure", 2), ("vae", 4)])
+@pytest.mark.parametrize(("part", "workers"), [("structure", 2), ("line", 4)])
 def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, part, workers):
-    """The generator with batches of two sizes; four processes on a net that compiles faster."""
+    """The generator with batches of two sizes; four processes on a line, which compiles at once."""
     folder = tmp_path_factory.mktemp("ranks")
     one, several = trained(part, runs, folder / "one", 1), trained(part, runs, folder / "several", workers)
     assert one.keys() == several.keys()
