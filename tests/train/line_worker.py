@@ -1,4 +1,4 @@
-"""A process of `test_ranks`: the loop on the loop tests' line, which compiles at once. Its argument: a training file."""
+"""A process of `test_ranks`: the loop tests' line, which compiles at once. Its argument: a training file."""
 
 from __future__ import annotations
 
