@@ -75,7 +75,7 @@ def pack(
         samples, count = packing.scenes(Examples(config), scenes), scenes
     else:
         pictures, silent = packing.captioned(folder)
-        samples, count = packing.files(folder, pictures), len(pictures)
+        samples, count = packing.files(pictures), len(pictures)
         if silent:
             print(f"{len(silent)} pictures have no caption beside them and are left out, for example {silent[0]}")
     with tqdm(total=count, unit="picture", desc="packing") as bar:

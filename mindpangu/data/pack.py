@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -26,37 +26,34 @@ def scenes(examples: Examples, count: int) -> Iterator[Sample]:
         yield f"{i:08}", {"png": file.getvalue(), **fields}
 
 
-def captioned(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures below `folder` that have a caption (NAME.txt, NAME.en.txt, NAME.zh.txt, NAME.json), and the others.
+def captioned(folder: Path) -> tuple[dict[Path, dict[str, Path]], list[Path]]:
+    """The pictures below `folder` with their captions, {field: NAME.txt, NAME.en.txt, …}, and those that have none.
 
     Raises:
         UserError: no picture has one.
     """
     pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in PICTURES)
-    good = [path for path in pictures if _beside(path)]
+    beside = {path: _beside(path) for path in pictures}
+    good = {path: captions for path, captions in beside.items() if captions}
     if not good:
         raise UserError(f"{folder}: {len(pictures)} pictures, none with a caption beside it (fox.jpg and fox.txt)")
-    return good, [path for path in pictures if path not in set(good)]
-
-
-def files(folder: Path, pictures: Iterable[Path]) -> Iterator[Sample]:
-    """Pictures as they are, with their captions."""
-    for i, path in enumerate(pictures):
-        fields = {path.suffix.lower().lstrip("."): path.read_bytes()}
-        yield f"{i:08}", {**fields, **{field: beside.read_bytes() for field, beside in _beside(path).items()}}
+    return good, [path for path in pictures if path not in good]
 
 
 def _beside(path: Path) -> dict[str, Path]:
-    places = {field: path.with_name(f"{path.stem}.{field}") for field in (*CAPTIONS, "json")}
+    places = {field: path.with_name(f"{path.stem}.{field}") for field in CAPTIONS}
     return {field: place for field, place in places.items() if place.is_file()}
+
+
+def files(pictures: Mapping[Path, Mapping[str, Path]]) -> Iterator[Sample]:
+    """Pictures as they are, with their captions."""
+    for i, (path, captions) in enumerate(pictures.items()):
+        fields = {path.suffix.lower().lstrip("."): path, **captions}
+        yield f"{i:08}", {field: place.read_bytes() for field, place in fields.items()}
 
 
 def pack(samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], object]) -> int:
     """Write shards of `per_shard` samples, 00000.tar and on; how many there are. Raises: UserError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror})") from None
     number = 0
     while part := list(islice(samples, per_shard)):
         write(out / f"{number:05}.tar", part)

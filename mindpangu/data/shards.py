@@ -16,10 +16,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from mindpangu.checkpoint.store import write_atomically
 from mindpangu.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-CAPTIONS = ("txt", "en.txt", "zh.txt")
+CAPTIONS = ("txt", "en.txt", "zh.txt", "json")
 CAPTION_KEYS = ("caption", "caption_en", "caption_zh")
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000  # of a picture; more is taken for a decompression bomb
@@ -77,7 +78,7 @@ class Shard:
             members.setdefault(key, []).append((field.lower(), member.offset_data, member.size))
         for key, found in members.items():
             pictures = [one for one in found if one[0] in PICTURES]
-            captions = tuple(one for one in found if one[0] in (*CAPTIONS, "json"))
+            captions = tuple(one for one in found if one[0] in CAPTIONS)
             reason = reasons.get(key) or ("" if pictures else "no picture") or ("" if captions else "no caption")
             if reason:
                 self.bad.append(Bad(f"{path.name}/{key}", reason))
@@ -147,16 +148,12 @@ def _picture(content: bytes) -> Image.Image:
 
 
 def write(path: Path, samples: Sequence[tuple[str, dict[str, bytes]]]) -> None:
-    """A shard of samples, each a key and {field: content}; a temporary file first, then renamed. Raises: UserError."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, fields in samples:
-                for field, content in fields.items():
-                    member = tarfile.TarInfo(f"{key}.{field}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    """A whole shard of samples, each a key and {field: content}, or none. Raises: UserError."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, fields in samples:
+            for field, content in fields.items():
+                member = tarfile.TarInfo(f"{key}.{field}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    write_atomically(path, file.getvalue())

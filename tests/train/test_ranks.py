@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def trained(part, runs, folder, workers):
-    """The state after STEPS steps of eight pictures, by one process or by several under msrun; "line": see there."""
+    """The state after STEPS steps of eight pictures, by one process or several; part "line": the loop tests' task."""
     values = training(
         "vae" if part == "line" else part,
         runs,
@@ -56,16 +56,18 @@ def trained(part, runs, folder, workers):
     return load_tensors(folder / "state.safetensors")
 
 
-@pytest.mark.parametrize(("part", "workers"), [("structure", 2), ("line", 4)])
-def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, part, workers):
-    """The generator with batches of two sizes; four processes on a line, which compiles at once."""
+@pytest.mark.parametrize(("part", "workers", "tolerance"), [("structure", 2, 2e-5), ("line", 4, 1e-6)])
+def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, part, workers, tolerance):
+    """The generator with batches of two sizes; four processes on a line, which compiles at once.
+
+    AdamW divides by small roots, which makes the rounding of the sums larger: 2e-6 to 5.2e-6 were measured on nets.
+    """
     folder = tmp_path_factory.mktemp("ranks")
     one, several = trained(part, runs, folder / "one", 1), trained(part, runs, folder / "several", workers)
     assert one.keys() == several.keys()
     for name in one.keys() - {"progress"}:
         scale = max(1.0, float(np.abs(one[name]).max()))
-        # AdamW divides by small roots, which makes the rounding of the sums larger: 2e-6 to 5.2e-6 were measured.
-        assert np.abs(one[name] - several[name]).max() <= 2e-5 * scale, name
+        assert np.abs(one[name] - several[name]).max() <= tolerance * scale, name
     lines = [json.loads(line) for line in (folder / "several" / "stats.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
 
