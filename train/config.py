@@ -21,14 +21,51 @@ class Context:
 
 @dataclass(frozen=True)
 class Runner:
-    """`images`: how many to see in all; `batch_size`: how many a step."""
+    """`images`: how many to see in all; `batch_size`: how many a step.
+
+    `gradient_accumulation_steps`: each process goes through its share of a batch in so many parts, for less memory.
+    """
 
     images: int
     batch_size: int
+    gradient_accumulation_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.images <= 0 or self.batch_size <= 0:
             raise ValueError(f"images {self.images} and batch_size {self.batch_size} must both be positive")
+        if self.gradient_accumulation_steps <= 0 or self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} must divide batch_size "
+                f"{self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class ScaleSense:
+    """Dynamic loss scaling, for nets that compute in fp16: the loss is multiplied by `loss_scale_value`.
+
+    Where gradients are no numbers it is divided by `scale_factor`, down to 1, and after `scale_window` good steps
+    multiplied by it.
+    """
+
+    loss_scale_value: float = 65536.0
+    scale_factor: float = 2.0
+    scale_window: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.loss_scale_value < 1 or self.scale_factor <= 1 or self.scale_window <= 0:
+            raise ValueError("loss_scale_value of at least 1, scale_factor above 1 and scale_window above 0 are needed")
+
+
+@dataclass(frozen=True)
+class RunnerWrapper:
+    """Steps whose gradients are no numbers are left out; more than `max_skips` of them in a row end the run.
+
+    `scale_sense` None: the loss is not scaled.
+    """
+
+    scale_sense: Optional[ScaleSense] = None
+    max_skips: int = 10
 
 
 @dataclass(frozen=True)
@@ -68,11 +105,19 @@ class LRSchedule:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """How often (in images) to log, to draw samples and to write a checkpoint; each also happens at the end."""
+    """How often (in images) to log, to draw samples and to write a checkpoint; each also happens at the end.
+
+    `keep_checkpoint_max`: how many checkpoints are kept; an older one goes only when a newer one has been read back.
+    """
 
     log_images: int = 1024
     sample_images: int = 16384
     checkpoint_images: int = 8192
+    keep_checkpoint_max: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep_checkpoint_max < 1:
+            raise ValueError(f"keep_checkpoint_max {self.keep_checkpoint_max}: at least 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -172,6 +217,7 @@ class TrainConfig:
     data: DataConfig
     runner_config: Runner
     lr_schedule: LRSchedule
+    runner_wrapper: RunnerWrapper = field(default_factory=RunnerWrapper)
     optimizer: Optimizer = field(default_factory=Optimizer)
     callbacks: Callbacks = field(default_factory=Callbacks)
     context: Context = field(default_factory=Context)

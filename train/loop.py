@@ -6,26 +6,27 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, NoReturn, Optional, Protocol
 
 import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, write_atomically
+from mindpangu.checkpoint.store import save_tensors, write_atomically
 from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.schedule import coefficients, learning_rate
-from mindpangu.train.step import TrainStep
+from mindpangu.train.state import Average, State, load_state, save_state
+from mindpangu.train.step import LOSS_SCALE, TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
-STATE, STATS = "state.safetensors", "stats.jsonl"
+STATS = "stats.jsonl"
 NO_OTHERS = Ranks()
 
 
@@ -47,29 +48,40 @@ class Task(Protocol):
         """Write the checkpoint others will load."""
 
 
-@dataclass
-class State:
-    """Where a run stands: images seen, steps taken, seconds spent; weights live in the step's parameters."""
+class Meter:
+    """What stats.jsonl is told of the images since its last line."""
 
-    nimg: int = 0
-    step: int = 0
-    seconds: float = 0.0
+    def __init__(self, nimg: int) -> None:
+        self._begin(nimg)
 
+    def _begin(self, nimg: int) -> None:
+        self.nimg, self.started, self.waited = nimg, time.monotonic(), 0.0
+        self.losses: list[float] = []  # of the steps that were taken
 
-class Average:
-    """Exponential moving average of the weights, with a half-life in images."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, the net waits for data."""
+        asked = time.monotonic()
+        yield
+        self.waited += time.monotonic() - asked
 
-    def __init__(self, parameters: list, half_life: int) -> None:
-        self.parameters, self.half_life = parameters, half_life
-        self.values = {p.name: p.asnumpy().copy() for p in parameters}
-
-    def update(self, images: int, nimg: int) -> None:
-        """Move towards the present weights by what `images` more of them are worth; shorter at the start of a run."""
-        half_life = min(self.half_life, max(1, nimg // 4))
-        share = np.float32(1 - 0.5 ** (images / half_life))
-        for p in self.parameters:
-            value = self.values[p.name]
-            value += share * (p.asnumpy() - value)
+    def line(self, state: State, lr: float, norm: float) -> dict[str, Any]:
+        """The line, after which all is counted anew; the run's seconds are brought up to date."""
+        spent = time.monotonic() - self.started
+        state.seconds += spent
+        line = {
+            "nimg": state.nimg,
+            "loss": round(sum(self.losses) / len(self.losses), 6) if self.losses else None,
+            "lr": lr,
+            "grad_norm": round(norm, 5) if state.taken else None,
+            "img_per_sec": round((state.nimg - self.nimg) / spent, 2),
+            "waited": round(self.waited / spent, 4),
+            "seconds": round(state.seconds, 1),
+            "skipped": state.skipped,
+            "loss_scale": state.loss_scale,
+        }
+        self._begin(state.nimg)
+        return line
 
 
 def git_commit() -> str:
@@ -81,34 +93,6 @@ def git_commit() -> str:
     return done.stdout.strip()
 
 
-def save_state(folder: Path, state: State, step: TrainStep, average: Average, config: TrainConfig) -> None:
-    """Write weights, moments, average and counters."""
-    parameters = [*step.weights, *step.moment1, *step.moment2]
-    tensors = {p.name: p.asnumpy() for p in parameters}
-    tensors.update({f"average.{name}": value for name, value in average.values.items()})
-    tensors["progress"] = np.array([state.nimg, state.step, state.seconds], np.float64)
-    save_checkpoint(folder / STATE, tensors, {**vars(state), "config": dump(config), "git_commit": git_commit()})
-
-
-def load_state(folder: Path, step: TrainStep, average: Average) -> State:
-    """Continue from `folder`, bit for bit; a fresh State where there is nothing.
-
-    Raises:
-        UserError: the state is damaged or of another net.
-    """
-    path = folder / STATE
-    if not path.exists():
-        return State()
-    tensors = load_tensors(path)
-    nimg, steps, seconds = tensors.pop("progress", np.zeros(3))
-    prefix = "average."
-    averaged = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-    load_into([*step.weights, *step.moment1, *step.moment2], rest, str(path))
-    average.values = {name: value.copy() for name, value in averaged.items()}
-    return State(int(nimg), int(steps), float(seconds))
-
-
 def forget_after(stats: Path, nimg: int) -> None:
     """Drop the lines of images that a resumed run will see again."""
     if stats.exists():
@@ -117,13 +101,37 @@ def forget_after(stats: Path, nimg: int) -> None:
         write_atomically(stats, "".join(kept).encode())
 
 
-def check_loss(loss: float, state: State, config: TrainConfig) -> None:
-    """Raises: UserError where the loss is no number."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"{config.output_dir}: the loss is {loss} after {state.nimg} images; lower "
-            f"lr_schedule.learning_rate (now {config.lr_schedule.learning_rate}) and resume from the checkpoint"
-        )
+def stop_at(state: State, batch: Sequence[np.ndarray], config: TrainConfig, ranks: Ranks) -> NoReturn:
+    """End a run that goes nowhere; each process leaves its part of the batch that was too much.
+
+    Raises:
+        UserError: always.
+    """
+    culprit = config.output_dir / f"culprit-{ranks.rank}.safetensors"
+    save_tensors(culprit, {f"batch.{i}": array for i, array in enumerate(batch)})
+    raise UserError(
+        f"{config.output_dir}: {state.in_a_row} steps in a row whose gradients are no numbers, up to {state.nimg} "
+        f"images; the last batch is in {culprit.name}; lower lr_schedule.learning_rate (now "
+        f"{config.lr_schedule.learning_rate}) and resume from the checkpoint"
+    )
+
+
+def whole_step(step: TrainStep, factors: np.ndarray, batch: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Loss and norm of a step over a batch, part by part where gradients are accumulated."""
+    parts = list(zip(*(np.split(array, step.parts) for array in batch)))
+    losses = [step.add(Tensor(factors[LOSS_SCALE]), *map(Tensor, part)) for part in parts[:-1]]
+    last, norm = step(Tensor(factors), *map(Tensor, parts[-1]))
+    return sum(float(loss.asnumpy()) for loss in [*losses, last]) / step.parts, float(norm.asnumpy())
+
+
+def card(state: State, config: TrainConfig) -> dict[str, Any]:
+    """What is said beside a checkpoint of where it comes from."""
+    return {
+        "nimg": state.nimg,
+        "seconds": round(state.seconds),
+        "config": dump(config),
+        "git_commit": git_commit(),
+    }
 
 
 def progress_bar(name: str, state: State, total: int, shown: bool) -> tqdm:
@@ -139,7 +147,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     Of several `ranks` each takes its part of every batch, and the first one writes and reports.
 
     Raises:
-        UserError: the loss stopped being a number; the last checkpoint is left as it was.
+        UserError: too many steps in a row gave no numbers; the last checkpoint is left as it was.
     """
     # Nets and state.
     folder, batch_size = config.output_dir, config.runner_config.batch_size
@@ -148,14 +156,15 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
-    step = TrainStep(task.loss_net, config.optimizer.type == "muon", ranks.size)
+    sense, parts = config.runner_wrapper.scale_sense, config.runner_config.gradient_accumulation_steps
+    step = TrainStep(task.loss_net, config.optimizer.type == "muon", ranks.size, parts)
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)
-    state = load_state(folder, step, average) if config.resume_training else State()
+    resumed = load_state(folder, step, average) if config.resume_training else None
+    state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
     if ranks.first:
         forget_after(folder / STATS, state.nimg)
-    losses: list[float] = []
-    started = time.monotonic()
+    meter = Meter(state.nimg)
     bar = progress_bar(folder.name, state, total, ranks.first)
 
     def passed(every: int) -> bool:
@@ -165,49 +174,33 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
         upcoming = pool.submit(task.batch, state.nimg, batch_size)
         while state.nimg < end:
             # Gradients and step, while the next batch is made.
-            batch = ranks.part(upcoming.result())
+            with meter.waiting():
+                batch = ranks.part(upcoming.result())
             upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size)
             lr = learning_rate(config.lr_schedule, state.nimg, total)
-            factors = coefficients(config.optimizer, lr, state.step + 1)
-            loss, norm = step(Tensor(factors), *(Tensor(array) for array in batch))
-            losses.append(float(loss.asnumpy()))
-            state.nimg += batch_size
-            state.step += 1
+            loss, norm = whole_step(step, coefficients(config.optimizer, lr, state.step + 1, state.loss_scale), batch)
+            state.count(batch_size, math.isfinite(norm), sense)
             bar.update(batch_size)
-            check_loss(losses[-1], state, config)
+            if state.taken:
+                meter.losses.append(loss)
+            elif state.in_a_row > config.runner_wrapper.max_skips:
+                stop_at(state, batch, config, ranks)
             # Average.
-            if ranks.first and state.step % EMA_EVERY == 0:
+            if ranks.first and state.taken and state.step % EMA_EVERY == 0:
                 average.update(EMA_EVERY * batch_size, state.nimg)
             # Status, samples, checkpoint.
             if passed(config.callbacks.log_images):
-                spent = time.monotonic() - started
-                state.seconds, started = state.seconds + spent, time.monotonic()
-                mean = sum(losses) / len(losses)
-                line = {
-                    "nimg": state.nimg,
-                    "loss": round(mean, 6),
-                    "lr": lr,
-                    "grad_norm": round(float(norm.asnumpy()), 5),
-                    "img_per_sec": round(len(losses) * batch_size / spent, 2),
-                    "seconds": round(state.seconds, 1),
-                }
-                losses = []
+                line = meter.line(state, lr, norm)
                 stats.write(json.dumps(line) + "\n")
                 stats.flush()
-                bar.set_postfix(loss=f"{mean:.4f}")
-            if passed(config.callbacks.checkpoint_images):
-                save_state(folder, state, step, average, config)
+                bar.set_postfix(loss=line["loss"], skipped=state.skipped)
+            if state.taken and passed(config.callbacks.checkpoint_images):
+                save_state(folder, state, step, average, card(state, config), config.callbacks.keep_checkpoint_max)
             if passed(config.callbacks.sample_images):
                 task.samples(average.values, folder / f"samples-{state.nimg:08d}.png")
         upcoming.cancel()
     bar.close()
     if not ranks.first:
         return state
-    card = {
-        "nimg": state.nimg,
-        "seconds": round(state.seconds),
-        "config": dump(config),
-        "git_commit": git_commit(),
-    }
-    task.export(average.values, folder, card)
+    task.export(average.values, folder, card(state, config))
     return state

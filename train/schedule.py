@@ -21,24 +21,21 @@ def learning_rate(schedule: LRSchedule, nimg: int, total: int) -> float:
     return schedule.learning_rate * (schedule.final_ratio + (1 - schedule.final_ratio) * share)
 
 
-def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> np.ndarray:
-    """The coefficients of `ops.adamw`, (6,) float32, that make its step number `step` (from 1) one of the true AdamW.
+def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> list[float]:
+    """The coefficients of `ops.adamw` that make its step number `step` (from 1) one of the true AdamW.
 
     p ← p − lr·(m̂/(√v̂ + eps) + wd·p) with m̂ = m/c₁, v̂ = v/c₂ equals p ← p − lr'·(m/(√v + eps') + wd'·p) for
     lr' = lr·√c₂/c₁, eps' = eps·√c₂, wd' = wd·c₁/√c₂.
     """
     beta1, beta2 = optimizer.betas
     c1, root_c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-    decay = optimizer.weight_decay * c1 / root_c2
-    return np.array(
-        [lr * root_c2 / c1, beta1, beta2, optimizer.eps * root_c2, decay, optimizer.max_grad_norm], np.float32
-    )
+    return [lr * root_c2 / c1, beta1, beta2, optimizer.eps * root_c2, optimizer.weight_decay * c1 / root_c2]
 
 
-def coefficients(optimizer: Optimizer, lr: float, step: int) -> np.ndarray:
-    """What `TrainStep` takes at its step number `step`, from 1: AdamW's (6,), with Muon's (4,) after them if asked."""
-    adamw = adamw_coefficients(optimizer, lr, step)
-    if optimizer.type == "adamw":
-        return adamw
-    muon = np.array([lr, optimizer.momentum, optimizer.weight_decay, optimizer.max_grad_norm], np.float32)
-    return np.concatenate([adamw, muon])
+def coefficients(optimizer: Optimizer, lr: float, step: int, loss_scale: float = 1.0) -> np.ndarray:
+    """What `TrainStep` takes at its step number `step`, from 1, (10,) float32.
+
+    Maximal norm and loss scale; AdamW's lr, β₁, β₂, eps, weight decay; Muon's lr, momentum, weight decay.
+    """
+    muon = [lr, optimizer.momentum, optimizer.weight_decay]
+    return np.array([optimizer.max_grad_norm, loss_scale, *adamw_coefficients(optimizer, lr, step), *muon], np.float32)

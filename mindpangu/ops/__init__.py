@@ -4,7 +4,7 @@ from mindpangu.ops.activation import geglu, gelu, quick_gelu, silu
 from mindpangu.ops.attention import attention, causal_mask
 from mindpangu.ops.layer import conv2d, dense
 from mindpangu.ops.normalization import group_norm, group_norm_silu, layer_norm
-from mindpangu.ops.optimizer import adamw, muon, orthogonalize
+from mindpangu.ops.optimizer import adamw, muon, norm, orthogonalize
 
 __all__ = [
     "adamw",
@@ -18,6 +18,7 @@ __all__ = [
     "group_norm_silu",
     "layer_norm",
     "muon",
+    "norm",
     "orthogonalize",
     "quick_gelu",
     "silu",

@@ -1,4 +1,4 @@
-"""AdamW and Muon with clipping by the global norm, for all parameters of a net at once."""
+"""The gradients' norm, AdamW and Muon, for all parameters of a net at once."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ def _half_square_of_tensor(gradient: Tensor) -> Tensor:
 @_adamw.register(*["Tensor"] * 10)
 def _adamw_of_tensor(lr, beta1, beta2, eps, decay, scale, weight, moment1, moment2, gradient):
     decay = decay if len(weight.shape) > 1 else 0.0 * decay
-    return _adam(weight, moment1, moment2, lr, beta1, beta2, eps, decay, gradient * scale)
+    return _adam(weight, moment1, moment2, lr, beta1, beta2, eps, decay, _scaled(gradient, scale))
 
 
 @_muon.register(*["Tensor"] * 7)
 def _muon_of_tensor(lr, momentum, decay, scale, weight, moment, gradient):
-    gradient = (1.0 - momentum) * scale * gradient
+    gradient = (1.0 - momentum) * _scaled(gradient, scale)
     moment = ops.assign(moment, momentum * moment + gradient)
     update = orthogonalize(ops.reshape(momentum * moment + gradient, (weight.shape[0], -1)))
     size = 0.2 * max(update.shape) ** 0.5
     return ops.assign(weight, weight - lr * (size * ops.reshape(update, weight.shape) + decay * weight))
 
 
-def _norm_and_scale(gradients: tuple[Tensor, ...], maximum: Tensor) -> tuple[Tensor, Tensor]:
-    norm = ops.sqrt(2.0 * ops.addn(_map(_half_square, gradients)))
-    return norm, maximum / ops.maximum(norm, maximum)
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """The gradient times the scale, and 0 where that is 0, whatever the gradient."""
+    return ops.select(scale > 0.0, gradient * scale, ops.zeros_like(gradient))
+
+
+def _still(scale: Tensor, value: Tensor, otherwise: float) -> Tensor:
+    """A coefficient, or where the scale is 0 the one with which nothing moves."""
+    return ops.select(scale > 0.0, value, ops.full_like(value, otherwise))
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -50,55 +55,70 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return x.T if transposed else x
 
 
+def norm(gradients: tuple[Tensor, ...]) -> Tensor:
+    """The Euclidean norm of all gradients together, () float32."""
+    if cpu.in_use("adamw"):
+        return cpu.norm()(*gradients)[0]
+    return ops.sqrt(2.0 * ops.addn(_map(_half_square, gradients)))
+
+
 def adamw(
     coefficients: Tensor,
+    scale: Tensor,
     weights: tuple[Tensor, ...],
     moment1: tuple[Tensor, ...],
     moment2: tuple[Tensor, ...],
     gradients: tuple[Tensor, ...],
 ) -> Tensor:
-    """Scale the gradients down to the maximal norm together, then take one step in place.
+    """One step in place by the gradients times `scale`; where that is 0 nothing changes.
 
     m ← β₁m + (1-β₁)g, v ← β₂v + (1-β₂)g², w ← w - lr·(m/(√v + eps) + decay·w); tensors of one axis do not decay.
     Without bias correction: `train.schedule.adamw_coefficients` puts it into the coefficients.
 
     Args:
-        coefficients: (6,) float32: lr, β₁, β₂, eps, weight decay, maximal norm.
+        coefficients: (5,) float32: lr, β₁, β₂, eps, weight decay.
+        scale: () float32.
         weights, moment1, moment2: parameters, updated.
         gradients: one for each.
 
     Returns:
-        () float32, the norm of all gradients before clipping.
+        The scale, when all is done.
     """
     if cpu.in_use("adamw"):
-        return cpu.adamw()(coefficients, *weights, *moment1, *moment2, *gradients)[0]
-    lr, beta1, beta2, eps, decay, maximum = coefficients.unbind()
-    norm, scale = _norm_and_scale(gradients, maximum)
-    update = ops.partial(_adamw, lr, beta1, beta2, eps, decay, scale)
-    done = _map(update, weights, moment1, moment2, gradients)
-    return ops.depend(norm, done)
+        together = ops.concat((coefficients, ops.reshape(scale, (1,))))
+        return cpu.adamw()(together, *weights, *moment1, *moment2, *gradients)[0]
+    lr, beta1, beta2, eps, decay = coefficients.unbind()
+    lr, beta1, beta2 = _still(scale, lr, 0.0), _still(scale, beta1, 1.0), _still(scale, beta2, 1.0)
+    done = _map(ops.partial(_adamw, lr, beta1, beta2, eps, decay, scale), weights, moment1, moment2, gradients)
+    return ops.depend(scale, done)
 
 
 def muon(
-    coefficients: Tensor, weights: tuple[Tensor, ...], moment: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
+    coefficients: Tensor,
+    scale: Tensor,
+    weights: tuple[Tensor, ...],
+    moment: tuple[Tensor, ...],
+    gradients: tuple[Tensor, ...],
 ) -> Tensor:
-    """Scale the gradients down to the maximal norm together, then take one step of Muon in place.
+    """One step of Muon in place by the gradients times `scale`; where that is 0 nothing changes.
 
     m ← μm + (1-μ)g, then w ← w - lr·(0.2·√max(rows, columns)·O + decay·w) with O the orthogonalised μm + (1-μ)g, a
     kernel (O, I, h, w) taken for a matrix (O, I·h·w). The factor gives the update AdamW's size (arXiv 2502.16982), so
     that both use one learning rate.
 
     Args:
-        coefficients: (4,) float32: lr, μ, weight decay, maximal norm.
+        coefficients: (3,) float32: lr, μ, weight decay.
+        scale: () float32.
         weights, moment: parameters of two or more axes, updated.
         gradients: one for each.
 
     Returns:
-        () float32, the norm of all gradients before clipping.
+        The scale, when all is done.
     """
     if cpu.in_use("muon"):
-        return cpu.muon()(ops.concat((coefficients, cpu.settings(float(cpu.bf16())))), *weights, *moment, *gradients)[0]
-    lr, momentum, decay, maximum = coefficients.unbind()
-    norm, scale = _norm_and_scale(gradients, maximum)
+        together = ops.concat((coefficients, ops.reshape(scale, (1,)), cpu.settings(float(cpu.bf16()))))
+        return cpu.muon()(together, *weights, *moment, *gradients)[0]
+    lr, momentum, decay = coefficients.unbind()
+    lr, momentum = _still(scale, lr, 0.0), _still(scale, momentum, 1.0)
     done = _map(ops.partial(_muon, lr, momentum, decay, scale), weights, moment, gradients)
-    return ops.depend(norm, done)
+    return ops.depend(scale, done)

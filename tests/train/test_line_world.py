@@ -12,6 +12,7 @@ from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.run import run
 from tests.tiny import training
+from tests.train.test_loop import states
 
 
 def config_of(part, folder, **changes) -> TrainConfig:
@@ -34,7 +35,7 @@ def test_only_the_controlnet_learns_and_starts_as_the_nets_way_down(line_runs):
         name = p.name[len("controlnet.") :]
         if name in base:
             np.testing.assert_array_equal(p.asnumpy(), base[name].astype(np.float32), err_msg=name)
-    state = load_tensors(line_runs / "control" / "state.safetensors")
+    state = load_tensors(states(line_runs / "control")[0])
     assert np.abs(state["controlnet.middle_block_out.0.weight"]).max() > 0
 
 

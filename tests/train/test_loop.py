@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ from tests.tiny import training
 
 def config_in(folder, **changes) -> TrainConfig:
     return parse(training("vae", folder, **changes), TrainConfig, "test")
+
+
+def states(folder):
+    from mindpangu.train.state import states
+
+    return states(folder)
 
 
 class Line:
@@ -53,11 +61,11 @@ class Line:
         self.exported = {**weights, "nimg": card["nimg"]}
 
 
-def fit_line(config, until=None):
+def fit_line(config, until=None, task=None):
     from mindpangu.train.loop import fit
 
     runtime.start("CPU")
-    task = Line()
+    task = task or Line()
     return fit(task, config, until), task
 
 
@@ -70,7 +78,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path):
         stats.write('{"nimg": 120, "loss": 999.0, "img_per_sec": 1.0}\n{"nimg": 1')
     state, b_task = fit_line(broken)
     assert (state.nimg, state.step) == (160, 40)
-    a, b = (load_tensors(c.output_dir / "state.safetensors") for c in (whole, broken))
+    a, b = (load_tensors(states(c.output_dir)[0]) for c in (whole, broken))
     assert a.keys() == b.keys()
     for name in a.keys() - {"progress"}:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
@@ -97,14 +105,129 @@ def test_the_loop_learns(tmp_path):
     np.testing.assert_allclose(task.exported["b"], 0.5, atol=0.05)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    config = config_in(tmp_path, callbacks={"checkpoint_images": 4})
+class Spoiled(Line):
+    """The line, but some batches hold an infinity; `huge`: finite, but too large for gradients in float32."""
+
+    def __init__(self, bad, value=np.inf):
+        super().__init__()
+        self.bad, self.value = bad, value
+
+    def batch(self, nimg, count):
+        x, y = super().batch(nimg, count)
+        return x, np.full_like(y, self.value) if nimg in self.bad else y
+
+
+@pytest.mark.parametrize("operators", ["off", "fp32"])
+@pytest.mark.parametrize("type_", ["adamw", "muon"])
+def test_a_batch_that_gives_no_numbers_is_as_if_it_had_not_been(tmp_path, monkeypatch, operators, type_):
+    """Weights, moments and average after 12 batches, two of them spoiled, are those of the ten others alone."""
+    monkeypatch.setenv(runtime.CPU_OPERATORS, operators)
+
+    class Others(Line):
+        def batch(self, nimg, count):
+            return super().batch({8: 12, 12: 20, 16: 24, 20: 28, 24: 32, 28: 36, 32: 40, 36: 44}.get(nimg, nimg), count)
+
+    rate = {"lr_schedule": {"type": "constant", "warmup_images": 0}, "optimizer": {"type": type_}}
+    spoiled = config_in(tmp_path / "a", runner_config={"images": 48}, **rate)
+    clean = config_in(tmp_path / "b", runner_config={"images": 40}, **rate)
+    state, _ = fit_line(spoiled, task=Spoiled({8, 16}))
+    fit_line(clean, task=Others())
+    assert (state.nimg, state.step, state.skipped) == (48, 10, 2)
+    a, b = (load_tensors(states(c.output_dir)[0]) for c in (spoiled, clean))
+    for name in a.keys() - {"progress"}:
+        if not name.startswith("average"):  # the images seen are in its half-life
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    line = json.loads((spoiled.output_dir / "stats.jsonl").read_text().splitlines()[-1])
+    assert line["skipped"] == 2
+    assert np.isfinite(line["loss"])
+
+
+def test_too_many_in_a_row_end_the_run_and_leave_checkpoint_and_culprit(tmp_path):
+    config = config_in(tmp_path, runner_wrapper={"max_skips": 2}, callbacks={"checkpoint_images": 4})
     fit_line(config, until=4)
-    before = (config.output_dir / "state.safetensors").read_bytes()
-    wild = config_in(tmp_path, lr_schedule={"learning_rate": 1e30}, callbacks={"checkpoint_images": 100})
-    with pytest.raises(UserError, match=r"lower lr_schedule\.learning_rate"):
-        fit_line(wild)
-    assert (config.output_dir / "state.safetensors").read_bytes() == before
+    (before,) = states(config.output_dir)
+    content = before.read_bytes()
+    task = Spoiled({4, 8, 12})
+    with pytest.raises(UserError, match=r"3 steps in a row .* up to 16 images.*culprit-0.*lower lr_schedule\.learn"):
+        fit_line(config, task=task)
+    assert states(config.output_dir) == [before]
+    assert before.read_bytes() == content
+    culprit = load_tensors(config.output_dir / "culprit-0.safetensors")
+    for i, array in enumerate(task.batch(12, 4)):
+        np.testing.assert_array_equal(culprit[f"batch.{i}"], array)
+
+
+def test_the_loss_scale_falls_until_gradients_are_numbers_and_rises_again(tmp_path):
+    """Targets of 1e15: the squares of their gradients overflow in float32 from a scale of about 2**12 on."""
+    scale = {"scale_sense": {"loss_scale_value": 2.0**30, "scale_factor": 4.0, "scale_window": 3}, "max_skips": 12}
+    changes = {"runner_config": {"images": 100}, "callbacks": {"log_images": 4}}
+    config = config_in(tmp_path, runner_wrapper=scale, **changes)
+    state, _ = fit_line(config, task=Spoiled(set(range(0, 100, 4)), 1e15))
+    lines = [json.loads(line) for line in (config.output_dir / "stats.jsonl").read_text().splitlines()]
+    scales = [line["loss_scale"] for line in lines]
+    first = scales.index(min(scales))
+    assert scales[: first + 1] == [2.0 ** (28 - 2 * i) for i in range(first + 1)]
+    assert 2.0**8 <= min(scales) <= 2.0**14
+    assert max(scales[first:]) == 4 * min(scales)
+    assert state.skipped + state.step == 25
+    assert state.step >= 8
+    assert [line["loss"] is None for line in lines][:5] == [True] * 5
+    assert np.isfinite(lines[-1]["loss"] or lines[-2]["loss"])
+
+
+def test_any_loss_scale_and_any_number_of_parts_give_the_same_steps(tmp_path):
+    """Powers of two change nothing in float32 at all; summing over parts rounds otherwise."""
+    finals = []
+    whole = {"runner_config": {"images": 80, "batch_size": 8}}
+    for name, changes in {
+        "plain": whole,
+        "scaled": {**whole, "runner_wrapper": {"scale_sense": {"loss_scale_value": 1024.0, "scale_window": 4}}},
+        "in parts": {"runner_config": {"images": 80, "batch_size": 8, "gradient_accumulation_steps": 4}},
+    }.items():
+        config = config_in(tmp_path / name, **changes)
+        state, _ = fit_line(config)
+        finals.append((state, load_tensors(states(config.output_dir)[0])))
+    (_, plain), (scaled_state, scaled), (_, parts) = finals
+    assert scaled_state.loss_scale == 1024 * 2**2
+    for name in plain.keys() - {"progress"}:
+        np.testing.assert_array_equal(plain[name], scaled[name], err_msg=name)
+        np.testing.assert_allclose(plain[name], parts[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_damaged_state_is_said_and_the_one_before_is_taken(tmp_path, capsys):
+    config = config_in(tmp_path, runner_config={"images": 24}, callbacks={"checkpoint_images": 8})
+    fit_line(config)
+    newest, older = states(config.output_dir)
+    assert [path.stem for path in (newest, older)] == ["state-000000000024", "state-000000000016"]
+    whole = load_tensors(newest)
+    newest.write_bytes(newest.read_bytes()[:-8] + b"12345678")
+    fit_line(config)
+    assert "SHA-256 check failed" in capsys.readouterr().err
+    again = load_tensors(newest)
+    for name in whole.keys() - {"progress"}:
+        np.testing.assert_array_equal(whole[name], again[name], err_msg=name)
+    for path in (newest, older):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 2 states is whole"):
+        fit_line(config)
+
+
+def test_a_full_disk_leaves_the_older_states(tmp_path, monkeypatch):
+    config = config_in(tmp_path, runner_config={"images": 24}, callbacks={"checkpoint_images": 8})
+    fit_line(config, until=16)
+    before = {path: path.read_bytes() for path in states(config.output_dir)}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        fit_line(config)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in states(config.output_dir)} == before
+    assert not list(config.output_dir.glob("*.part"))
+    state, _ = fit_line(config)
+    assert state.nimg == 24
 
 
 @pytest.mark.parametrize("operators", ["off", "fp32"])

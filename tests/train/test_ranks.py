@@ -19,6 +19,7 @@ from mindpangu.checkpoint.store import load_tensors
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
 from tests.tiny import training
+from tests.train.test_loop import states
 
 STEPS = 20
 REPOSITORY = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def trained(part, runs, folder, workers):
         finally:  # msrun's workers outlive it when it is killed
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return load_tensors(folder / "state.safetensors")
+    return load_tensors(states(folder)[0])
 
 
 @pytest.mark.parametrize(("part", "workers", "tolerance"), [("structure", 2, 2e-5), ("line", 4, 1e-6)])

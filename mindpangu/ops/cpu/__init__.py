@@ -149,13 +149,20 @@ def attention() -> Any:
 
 @constexpr
 @cache
+def norm() -> Any:
+    """(gradients…) -> their norm (1,)."""
+    return _custom("Norm", lambda *tensors: [1])
+
+
+@constexpr
+@cache
 def adamw() -> Any:
-    """(coefficients (6,), weights…, first moments…, second moments…, gradients…) -> norm (1,); updates in place."""
+    """(coefficients (6,), weights…, first moments…, second moments…, gradients…) -> scale (1,); updates in place."""
     return _custom("AdamW", lambda coefficients, *tensors: [1])
 
 
 @constexpr
 @cache
 def muon() -> Any:
-    """(coefficients (5,), weights…, moments…, gradients…) -> norm (1,); updates in place."""
+    """(coefficients (5,), weights…, moments…, gradients…) -> scale (1,); updates in place."""
     return _custom("Muon", lambda coefficients, *tensors: [1])

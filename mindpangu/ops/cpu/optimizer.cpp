@@ -108,16 +108,27 @@ void orthogonalize(float *matrix, int64_t rows, int64_t columns, bool bf16) {
 
 }  // namespace
 
-// coefficients {lr, beta1, beta2, eps, weight decay, maximal norm}, then P weights, P first and P second moments and
-// P gradients -> norm of all gradients (1,). Weights and moments are updated in place; tensors of one axis do not decay.
+// P gradients -> the norm of all of them (1,).
+AOT(Norm) {
+    const int64_t tensors = nparam - 1;
+    std::vector<int64_t> sizes(tensors);
+    for (int64_t i = 0; i < tensors; ++i) sizes[i] = count(ndims[i], shapes[i]);
+    f(params[tensors])[0] = norm_of(params, sizes);
+    return 0;
+}
+
+// coefficients {lr, beta1, beta2, eps, weight decay, scale of the gradients}, then P weights, P first and P second
+// moments and P gradients -> the scale (1,). Weights and moments are updated in place, unless the scale is 0; tensors of
+// one axis do not decay.
 AOT(AdamW) {
     const float *c = f(params[0]);
-    const float lr = c[0], beta1 = c[1], beta2 = c[2], eps = c[3], decay = c[4], maximum = c[5];
+    const float lr = c[0], beta1 = c[1], beta2 = c[2], eps = c[3], decay = c[4], scale = c[5];
+    f(params[nparam - 1])[0] = scale;
+    if (scale == 0) return 0;
     const int64_t tensors = (nparam - 2) / 4;
     void **weights = params + 1, **first = weights + tensors, **second = first + tensors, **grads = second + tensors;
     std::vector<int64_t> sizes(tensors);
     for (int64_t i = 0; i < tensors; ++i) sizes[i] = count(ndims[1 + i], shapes[1 + i]);
-    const float norm = norm_of(grads, sizes), scale = maximum / std::max(norm, maximum);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < tensors; ++i) {
         const float shrink = ndims[1 + i] > 1 ? lr * decay : 0.0f;
@@ -131,20 +142,20 @@ AOT(AdamW) {
             w[j] -= lr * m[j] / (std::sqrt(v[j]) + eps) + shrink * w[j];
         }
     }
-    f(params[nparam - 1])[0] = norm;
     return 0;
 }
 
-// coefficients {lr, momentum, weight decay, maximal norm, 1 for bfloat16}, then P weights, P moments and P gradients
-// -> norm of all gradients (1,). Weights and moments are updated in place.
+// coefficients {lr, momentum, weight decay, scale of the gradients, 1 for bfloat16}, then P weights, P moments and P
+// gradients -> the scale (1,). Weights and moments are updated in place, unless the scale is 0.
 AOT(Muon) {
     const float *c = f(params[0]);
-    const float lr = c[0], momentum = c[1], decay = c[2], maximum = c[3];
+    const float lr = c[0], momentum = c[1], decay = c[2], scale = c[3];
+    f(params[nparam - 1])[0] = scale;
+    if (scale == 0) return 0;
     const int64_t tensors = (nparam - 2) / 3;
     void **weights = params + 1, **moments = weights + tensors, **grads = moments + tensors;
     std::vector<int64_t> sizes(tensors);
     for (int64_t i = 0; i < tensors; ++i) sizes[i] = count(ndims[1 + i], shapes[1 + i]);
-    const float norm = norm_of(grads, sizes), scale = maximum / std::max(norm, maximum);
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(+ : failed)
     for (int64_t i = 0; i < tensors; ++i) try {
@@ -175,6 +186,5 @@ AOT(Muon) {
             std::fprintf(stderr, "mindpangu: CPU operator Muon: %s\n", error.what());
             failed += 1;
         }
-    f(params[nparam - 1])[0] = norm;
     return failed;
 }

@@ -1,0 +1,134 @@
+"""A run's state on disk: each is written whole and read back before an older one is forgotten."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from mindspore import Parameter
+
+from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, sidecar, verify
+from mindpangu.errors import UserError
+from mindpangu.train.config import ScaleSense
+from mindpangu.train.step import TrainStep
+
+PATTERN = "state-*.safetensors"
+AVERAGE, PROGRESS = "average.", "progress"
+
+
+@dataclass
+class State:
+    """Where a run stands; weights live in the step's parameters.
+
+    `nimg`: images seen; `step`: steps taken, skipped ones not counted; `seconds` spent. `loss_scale` is what the loss
+    is multiplied by, `steady`: steps since it last changed. `skipped`: steps left out in all, `in_a_row`: just now.
+    """
+
+    nimg: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    loss_scale: float = 1.0
+    steady: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+
+    @property
+    def taken(self) -> bool:
+        """Whether the last step counted."""
+        return self.in_a_row == 0
+
+    def count(self, images: int, finite: bool, sense: Optional[ScaleSense]) -> None:
+        """Note a step over `images`, which was left out unless its gradients were `finite`."""
+        self.nimg += images
+        self.step += finite
+        self.skipped += not finite
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.steady = self.steady + 1 if finite else 0
+        if sense is None:
+            return
+        if not finite:
+            self.loss_scale = max(1.0, self.loss_scale / sense.scale_factor)
+        elif self.steady >= sense.scale_window:
+            self.loss_scale, self.steady = self.loss_scale * sense.scale_factor, 0
+
+
+class Average:
+    """Exponential moving average of the weights, with a half-life in images."""
+
+    def __init__(self, parameters: list[Parameter], half_life: int) -> None:
+        self.parameters, self.half_life = parameters, half_life
+        self.values = {p.name: p.asnumpy().copy() for p in parameters}
+
+    def update(self, images: int, nimg: int) -> None:
+        """Move towards the present weights by what `images` more of them are worth; shorter at the start of a run."""
+        half_life = min(self.half_life, max(1, nimg // 4))
+        share = np.float32(1 - 0.5 ** (images / half_life))
+        for p in self.parameters:
+            value = self.values[p.name]
+            value += share * (p.asnumpy() - value)
+
+
+def states(folder: Path) -> list[Path]:
+    """The states in a run's folder, the newest first; those that were never finished are not among them."""
+    return sorted((path for path in folder.glob(PATTERN) if sidecar(path).exists()), reverse=True)
+
+
+def save_state(
+    folder: Path, state: State, step: TrainStep, average: Average, card: Mapping[str, Any], keep: int
+) -> None:
+    """Write weights, moments, average and counters, read them back, then forget all states but the newest `keep`.
+
+    Raises:
+        UserError: it cannot be written, or what was read back is not what was written; the older states are there.
+    """
+    tensors = {p.name: p.asnumpy() for p in step.state}
+    tensors.update({f"{AVERAGE}{name}": value for name, value in average.values.items()})
+    tensors[PROGRESS] = np.array(astuple(state), np.float64)
+    path = folder / f"state-{state.nimg:012d}.safetensors"
+    save_checkpoint(path, tensors, {**card, **vars(state)})
+    verify(path)
+    kept = [path, *(other for other in states(folder) if other < path)][:keep]
+    for other in folder.glob(PATTERN):
+        if other not in kept:
+            sidecar(other).unlink(missing_ok=True)  # first, so that what is left of it is no state
+            other.unlink()
+
+
+def load_state(folder: Path, step: TrainStep, average: Average) -> Optional[State]:
+    """Continue from the newest whole state in `folder`, bit for bit; None where there is none.
+
+    Raises:
+        UserError: all states are damaged, or the newest whole one is of another net.
+    """
+    found, damaged = states(folder), []
+    for path in found:
+        try:
+            verify(path)
+        except UserError as error:
+            damaged.append(path)
+            print(f"{error}; going on from an older one", file=sys.stderr)
+            continue
+        return _loaded(path, step, average)
+    if damaged:
+        raise UserError(
+            f"{folder}: none of its {len(damaged)} states is whole; fetch one again, or delete them to begin anew"
+        )
+    return None
+
+
+def _loaded(path: Path, step: TrainStep, average: Average) -> State:
+    tensors = load_tensors(path)
+    progress = tensors.pop(PROGRESS, np.zeros(0))
+    kinds = [type(field.default) for field in fields(State)]
+    if len(progress) != len(kinds):
+        raise UserError(f"{path}: written by another version; begin in a new output_dir, with load_checkpoint")
+    averaged = {
+        name[len(AVERAGE) :]: tensors.pop(name) for name in [name for name in tensors if name.startswith(AVERAGE)]
+    }
+    load_into(step.state, tensors, str(path))
+    average.values = {name: value.copy() for name, value in averaged.items()}
+    return State(*(kind(value) for kind, value in zip(kinds, progress.tolist())))
