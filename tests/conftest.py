@@ -82,3 +82,7 @@ def uncompiled():
     set_context(mode=PYNATIVE_MODE)
     yield
     set_context(mode=GRAPH_MODE)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="How often tests/train/test_kills.py kills a training.")
