@@ -46,6 +46,7 @@ class TrainBridge:
         """Raises: UserError where an autoencoder is missing, or a size is none of its multiples."""
         assert config.bridge is not None
         self.task, self.seed = config.bridge, config.context.seed
+        assert config.data is not None
         self.examples = Examples(config.data, seed=self.seed)
         self.source, self.target = load_vae(self.task.source), load_vae(self.task.target)
         self.before, self.after = parse_size(self.task.in_size), parse_size(self.task.out_size)

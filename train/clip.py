@@ -86,6 +86,7 @@ class TrainClip:
     def __init__(self, config: TrainConfig) -> None:
         assert config.clip is not None
         self.seed = config.context.seed
+        assert config.data is not None
         self.examples = Examples(config.data, seed=self.seed)
         self.tokenizers = self._tokenizers(config.clip, config.output_dir)
         self.task = replace(

@@ -163,7 +163,8 @@ class DiffusionTask:
     `vae` and `text`: folders that those trainings wrote; without `text` the nets know no words and no sizes. `control`:
     the UNet is trained already, and a ControlNet learns to steer it. `sizes`: every size of the model, in the order of
     their index; the data's sizes are among them. `prediction`: what the net's output means. `scenes`: how many scenes
-    are encoded, once, into the latent cache; their captions are drawn afresh each time. `crop_share`: share of the
+    of `data` are encoded, once, into the latent cache; their captions are drawn afresh each time. `encoded`: in place
+    of both, a folder that `mindpangu data encode` made with the same parts. `crop_share`: share of the
     batches that are cut to windows of `crop_latents` latents, the texture generator's way of training at a lower
     resolution. `caption_dropout`: share of empty captions, for classifier-free guidance.
     """
@@ -171,7 +172,8 @@ class DiffusionTask:
     unet: UNetSpec
     vae: Path
     sizes: tuple[str, ...]
-    scenes: int
+    scenes: int = 0
+    encoded: Optional[Path] = None
     text: Optional[Path] = None
     size_dim: int = 0
     control: Optional[ControlTask] = None
@@ -188,6 +190,10 @@ class DiffusionTask:
             raise ValueError(f"t_min {self.t_min}, t_max {self.t_max}: 0 ≤ t_min < t_max ≤ {self.schedule.steps}")
         if (self.text is None) == (self.size_dim > 0):
             raise ValueError(f"text {self.text} and size_dim {self.size_dim}: both are needed, or neither")
+        if (self.encoded is None) == (self.scenes == 0):
+            raise ValueError(f"scenes {self.scenes} and encoded {self.encoded}: one of them is needed")
+        if self.encoded is not None and self.text is None:
+            raise ValueError("encoded: encoded data has words, and text says which towers made their features")
         if self.control is not None and (self.text is not None or self.crop_share):
             raise ValueError("control: a ControlNet is trained on a net without words, and on whole pictures")
 
@@ -211,12 +217,15 @@ class BridgeTask:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training. Exactly one of `vae`, `clip`, `diffusion` and `bridge` says what is trained."""
+    """One training. Exactly one of `vae`, `clip`, `diffusion` and `bridge` says what is trained.
+
+    `data`: on what, but where `diffusion.encoded` says it.
+    """
 
     output_dir: Path
-    data: DataConfig
     runner_config: Runner
     lr_schedule: LRSchedule
+    data: Optional[DataConfig] = None
     runner_wrapper: RunnerWrapper = field(default_factory=RunnerWrapper)
     optimizer: Optimizer = field(default_factory=Optimizer)
     callbacks: Callbacks = field(default_factory=Callbacks)
@@ -235,3 +244,6 @@ class TrainConfig:
             raise ValueError(
                 f"exactly one of vae, clip, diffusion and bridge is needed; found {', '.join(given) or 'none'}"
             )
+        encoded = None if self.diffusion is None else self.diffusion.encoded
+        if (self.data is None) == (encoded is None):
+            raise ValueError("data or diffusion.encoded is needed, and not both")

@@ -90,7 +90,7 @@ class TrainControl(TrainDiffusion):
         def net(x: Tensor, t: Tensor) -> Tensor:
             return self.loss_net.unet(x, t, None, None, self._shown_net(x, t, hints))
 
-        self.show(NetDenoiser(net, self.schedule, self.task.prediction), path)
+        self.show(NetDenoiser(net, self.schedule, self.task.prediction), self.shown()[0], path)
         strip = np.concatenate([self.hint(int(scene)) for scene in scenes], axis=1)
         with Image.open(path) as picture:
             Image.fromarray(np.concatenate([np.asarray(picture), strip])).save(path)

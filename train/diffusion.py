@@ -74,17 +74,22 @@ class TrainDiffusion:
         """Raises: UserError where the data asks for a size that the model does not know, or a part is missing."""
         assert config.diffusion is not None
         self.task, self.seed = config.diffusion, config.context.seed
+        self.schedule = NoiseSchedule(self.task.schedule)
+        self.vae = load_vae(self.task.vae / "vae.safetensors")
+        self.open(config)
+        self.build()
+
+    def open(self, config: TrainConfig) -> None:
+        """The data, and what tells the nets of it. Raises: UserError."""
+        assert config.data is not None
         unknown = [size for size in config.data.sizes if size not in self.task.sizes]
         if unknown:
             raise UserError(f"data.sizes {unknown} are not among diffusion.sizes {list(self.task.sizes)}")
         self.examples = Examples(config.data, seed=self.seed)
-        self.schedule = NoiseSchedule(self.task.schedule)
-        self.vae = load_vae(self.task.vae / "vae.safetensors")
         self.conditioner = None
         if self.task.text is not None:
             self.conditioner = frozen(load_conditioner(self.task.text, TOWERS, self.task.size_dim))
             self.tokenizers = load_tokenizers(self.task.text, TOWERS)
-        self.build()
         self.buckets = encode_scenes(
             self.examples, self.vae, self.task.scenes, config.output_dir / "latents.safetensors"
         )
@@ -101,10 +106,7 @@ class TrainDiffusion:
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Latents of one size, noise, and what the nets are told; some batches are cut to windows."""
         rng = np.random.default_rng([self.seed, nimg, 3])
-        shares = np.array([len(b.scenes) for b in self.buckets], np.float64)
-        bucket = self.buckets[int(rng.choice(len(self.buckets), p=shares / shares.sum()))]
-        chosen = rng.integers(len(bucket.scenes), size=count)
-        latents = bucket.latents[chosen].astype(np.float32)
+        latents, told = self.pick(rng, nimg, count)
         if rng.random() < self.task.crop_share:
             latents = self._windows(latents, rng)
         noise = rng.standard_normal(latents.shape, np.float32)
@@ -116,8 +118,15 @@ class TrainDiffusion:
             np.sqrt(alpha_bar).astype(np.float32),
             np.sqrt(1 - alpha_bar).astype(np.float32),
             t.astype(np.float32),
-            *self.told(bucket, bucket.scenes[chosen], nimg),
+            *told,
         )
+
+    def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Latents (count, C, h, w) of one size, float32, and what the nets are told of them."""
+        shares = np.array([len(b.scenes) for b in self.buckets], np.float64)
+        bucket = self.buckets[int(rng.choice(len(self.buckets), p=shares / shares.sum()))]
+        chosen = rng.integers(len(bucket.scenes), size=count)
+        return bucket.latents[chosen].astype(np.float32), self.told(bucket, bucket.scenes[chosen], nimg)
 
     def told(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
         """Captions of the scenes, drawn afresh, and the index of their size; nothing where there are no words."""
@@ -139,22 +148,28 @@ class TrainDiffusion:
         return self.examples.caption(self.examples.scene(scene), index)
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
-        """Scenes (top) and what the net alone makes of their captions, from the noisiest t it knows (below)."""
+        """Pictures (top) and what the net alone makes of their captions, from the noisiest t it knows (below)."""
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
         denoiser: Denoiser = NetDenoiser(self._shown, self.schedule, self.task.prediction)
-        cond: tuple[Tensor, ...] = ()
-        if self.conditioner is not None:
-            index = np.full((2 * SHOWN, 1), self.task.sizes.index(self.buckets[0].size), np.float32)
-            scenes = [int(scene) for scene in self.buckets[0].scenes[:SHOWN]]
-            prompts = [""] * SHOWN + [self.examples.caption(self.examples.scene(scene), scene) for scene in scenes]
-            ids = tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers)
-            cond = self.conditioner(mutable(ids), Tensor(index))
+        x0, cond = self.shown()
+        if cond:
             denoiser = Guided(denoiser, SHOWN_GUIDANCE)
-        self.show(Conditioned(denoiser, cond), path)
+        self.show(Conditioned(denoiser, cond), x0, path)
 
-    def show(self, denoiser: Denoiser, path: Path) -> None:
-        """The first scenes, and what the denoiser makes of noise, or of them under all the noise that it knows."""
-        x0 = self.buckets[0].latents[:SHOWN].astype(np.float32)
+    def shown(self) -> tuple[np.ndarray, tuple[Tensor, ...]]:
+        """A few latents; where there are words, context and vector of as many empty captions and of theirs."""
+        bucket = self.buckets[0]
+        x0 = bucket.latents[:SHOWN].astype(np.float32)
+        if self.conditioner is None:
+            return x0, ()
+        index = np.full((2 * SHOWN, 1), self.task.sizes.index(bucket.size), np.float32)
+        scenes = [int(scene) for scene in bucket.scenes[:SHOWN]]
+        prompts = [""] * SHOWN + [self.examples.caption(self.examples.scene(scene), scene) for scene in scenes]
+        ids = tuple(Tensor(tokenizer(prompts)) for tokenizer in self.tokenizers)
+        return x0, self.conditioner(mutable(ids), Tensor(index))
+
+    def show(self, denoiser: Denoiser, x0: np.ndarray, path: Path) -> None:
+        """Latents, and what the denoiser makes of noise, or of them under all the noise that it knows."""
         top = min(self.task.t_max, self.task.schedule.steps - 1)
         sigmas = np.append(self.schedule.sigma(np.linspace(top, self.task.t_min, SHOWN_STEPS)), 0.0)
         noise = np.random.default_rng(self.seed).standard_normal(x0.shape, np.float32)

@@ -59,6 +59,10 @@ def make_task(config: TrainConfig) -> Task:
         from mindpangu.train.control import TrainControl
 
         return TrainControl(config)
+    if config.diffusion is not None and config.diffusion.encoded is not None:
+        from mindpangu.train.encoded import TrainEncoded
+
+        return TrainEncoded(config)
     from mindpangu.train.diffusion import TrainDiffusion
 
     return TrainDiffusion(config)

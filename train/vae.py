@@ -48,6 +48,7 @@ class TrainVAE:
     def __init__(self, config: TrainConfig) -> None:
         assert config.vae is not None
         self.task, self.seed = config.vae, config.context.seed
+        assert config.data is not None
         self.examples = Examples(config.data, seed=self.seed)
         self.net = AutoencoderKL(self.task.spec)
         self.loss_net = VAELoss(self.net, self.task)

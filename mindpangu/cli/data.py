@@ -81,3 +81,35 @@ def pack(
     with tqdm(total=count, unit="picture", desc="packing") as bar:
         shards = packing.pack(samples, out, per_shard, bar.update)
     print(f"{count} samples in {shards} shards in {out}")
+
+
+@app.command()
+def encode(
+    shards: str = typer.Option(..., help="Tar files, a quoted pattern: 'shards/*.tar'."),
+    model: str = typer.Option("emoji-128", help="Zoo name or model folder whose autoencoder and text towers encode."),
+    out: Path = OUT,
+    size: list[str] = typer.Option(
+        [], help="Bring pictures to the nearest of these sizes; may be repeated. Default: all."
+    ),
+    min_side: int = typer.Option(0, help="Leave out pictures whose shorter side is below this; others are enlarged."),
+    max_bad_share: float = typer.Option(0.01, help="More unusable samples than this are an error."),
+) -> None:
+    """Latents and text features of shards, made once; a second run goes on where the first one stopped."""
+    from mindpangu import runtime, zoo
+    from mindpangu.data.shards import find
+    from mindpangu.errors import UserError
+    from mindpangu.models.loading import load_model_spec
+    from mindpangu.train.encode import BAD, EncodeConfig
+    from mindpangu.train.encode import encode as run
+
+    runtime.start()
+    folder, found = zoo.find(model), find(shards)
+    spec = load_model_spec(folder)
+    if not spec.size_dim:
+        raise UserError(f"{model}: a model without a list of sizes; only PanGu-Draw's kind is trained on encoded data")
+    sizes = tuple(sorted(spec.sizes, key=spec.sizes.__getitem__))
+    config = EncodeConfig(folder, folder, sizes, spec.size_dim, tuple(size) or sizes, min_side, max_bad_share)
+    with tqdm(total=len(found), unit="shard", desc="encoding") as bar:
+        totals = run(found, config, out, bar.update)
+    print(f"{totals['used']} samples encoded in {out}; {totals['small']} too small, {totals['bad']} bad", end="")
+    print(f", listed in {out / BAD}" if totals["bad"] else "")

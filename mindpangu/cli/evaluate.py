@@ -39,8 +39,8 @@ def trained_groups(folder: Path) -> Optional[tuple[str, ...]]:
     from mindpangu.checkpoint.store import read_card
 
     expert = next(iter(zoo.description(folder).get("experts", [])))
-    groups = read_card(folder / f"{expert}.safetensors").get("config", {}).get("data", {}).get("groups")
-    return None if groups is None else tuple(groups)
+    data = read_card(folder / f"{expert}.safetensors").get("config", {}).get("data") or {}
+    return tuple(data["groups"]) if data.get("groups") else None
 
 
 def _drawer(pipeline: Any, bar: tqdm, options: Mapping[str, Any]) -> Any:

@@ -147,6 +147,24 @@ def _picture(content: bytes) -> Image.Image:
     return flat.convert("RGB")
 
 
+def find(pattern: str) -> list[Path]:
+    """The archives that a pattern names, in order of their names. Raises: UserError where there are none."""
+    folder, name = Path(pattern).parent, Path(pattern).name
+    found = sorted(folder.glob(name))
+    if not found:
+        raise UserError(f"{pattern}: no such file; quote a pattern, for example --shards 'shards/*.tar'")
+    return found
+
+
+def check_share(good: int, bad: int, allowed: float, where: Path) -> None:
+    """Raises: UserError where more than the allowed share of all samples cannot be used; `where` lists them."""
+    share = bad / max(1, good + bad)
+    if share > allowed:
+        raise UserError(
+            f"{bad} of {good + bad} samples cannot be used ({share:.1%}; allowed: {allowed:.1%}); {where} lists them"
+        )
+
+
 def write(path: Path, samples: Sequence[tuple[str, dict[str, bytes]]]) -> None:
     """A whole shard of samples, each a key and {field: content}, or none. Raises: UserError."""
     file = io.BytesIO()

@@ -10,7 +10,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from mindpangu.data.shards import BadSampleError, Shard, write
+from mindpangu.data.shards import BadSampleError, Shard, check_share, find, write
+from mindpangu.errors import UserError
 
 
 def png(size=(9, 7), mode="RGB", colour="red", kind="PNG") -> bytes:
@@ -138,3 +139,11 @@ def test_a_thousand_malformed_samples_none_fatal(tmp_path):
                 bad += 1
     assert bad > 100
     assert read > 0
+
+
+def test_too_many_bad_ones_are_an_error(tmp_path):
+    check_share(19, 1, 0.1, tmp_path)
+    with pytest.raises(UserError, match=r"3 of 22 samples cannot be used \(13.6%; allowed: 10.0%\)"):
+        check_share(19, 3, 0.1, tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        find(str(tmp_path / "*.gz"))

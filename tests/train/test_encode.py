@@ -1,0 +1,213 @@
+"""From shards to encoded data, and a generator's training on it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindpangu import runtime
+from mindpangu.checkpoint.store import load_tensors, read_card
+from mindpangu.config import parse
+from mindpangu.data import pack
+from mindpangu.data.examples import DataConfig, Examples, to_model
+from mindpangu.data.shards import Shard, find, write
+from mindpangu.errors import UserError
+from mindpangu.train.config import TrainConfig
+from tests.tiny import SAMPLE, STYLES, training
+from tests.train.test_loop import states
+
+SIZES = ("32x32", "48x32")
+BROKEN = {"broken": {"png": b"no picture", "txt": b"a fox"}, "silent": {"png": b""}}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two shards of seven scenes each, and two samples that cannot be used."""
+    folder = tmp_path_factory.mktemp("shards")
+    examples = Examples(DataConfig(SAMPLE, tuple(STYLES), sizes=SIZES, size_weights=(0.6, 0.4)))
+    pack.pack(pack.scenes(examples, 14), folder, 7, lambda count: None)
+    write(folder / "00002.tar", list(BROKEN.items()))
+    return folder
+
+
+def encoding(runs, **changes):
+    from mindpangu.train.encode import EncodeConfig
+
+    # The parts of a model lie in one folder; the fixture's in two.
+    values = {"vae": runs / "vae", "text": runs / "clip", "sizes": SIZES, "size_dim": 8, "used": SIZES}
+    return EncodeConfig(**{**values, "max_bad_share": 0.2, **changes})
+
+
+@pytest.fixture(scope="module")
+def encoded(runs, shards, tmp_path_factory):
+    from mindpangu.train.encode import encode
+
+    runtime.start("CPU")
+    out = tmp_path_factory.mktemp("encoded")
+    totals = encode(find(str(shards / "*.tar")), encoding(runs), out, lambda count: None)
+    assert totals == {"used": 14, "small": 0, "bad": 2}
+    return out
+
+
+def test_what_is_bad_is_listed(encoded):
+    listed = [json.loads(line) for line in (encoded / "bad.jsonl").read_text().splitlines()]
+    assert {(one["sample"].rpartition("/")[2], one["reason"].split(" (")[0]) for one in listed} == {
+        ("broken", "the picture cannot be decoded"),
+        ("silent", "no caption"),
+    }
+
+
+def test_latents_and_features_are_those_of_the_parts(runs, shards, encoded):
+    from mindspore import Tensor, mutable
+
+    from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
+
+    vae = load_vae(runs / "vae" / "vae.safetensors")
+    towers = ("text_a", "text_b")
+    conditioner, tokenizers = load_conditioner(runs / "clip", towers, 8), load_tokenizers(runs / "clip", towers)
+    shard, tensors = Shard(shards / "00001.tar"), load_tensors(encoded / "00001.safetensors")
+    seen = dict.fromkeys(SIZES, 0)
+    for entry in shard.entries:
+        sample = shard.read(entry)
+        size = f"{sample.picture.width}x{sample.picture.height}"
+        row = seen[size]
+        seen[size] += 1
+        latents = vae.encode(Tensor(to_model([np.asarray(sample.picture)]))).asnumpy()[0]
+        np.testing.assert_allclose(tensors[f"{size}.latents"][row], latents, atol=2e-3 * np.abs(latents).max())
+        first, end = tensors[f"{size}.first"][row : row + 2]
+        assert end - first == len(sample.captions) == 2
+        ids = tuple(Tensor(tokenizer(list(sample.captions))) for tokenizer in tokenizers)
+        told = conditioner(mutable(ids), Tensor(np.full((2, 1), SIZES.index(size), np.float32)))
+        for name, one in zip(("context", "vector"), told):
+            wanted = one.asnumpy()
+            scale = np.abs(wanted).max()
+            np.testing.assert_allclose(tensors[f"{size}.{name}"][first:end], wanted, atol=2e-3 * scale)
+    assert sum(seen.values()) == 7
+
+
+def test_a_second_run_makes_only_what_is_missing_or_of_another_encoder(runs, shards, encoded):
+    from mindpangu.train.encode import encode
+
+    found = find(str(shards / "*.tar"))
+    times = {path.name: path.stat().st_mtime_ns for path in encoded.glob("0*.safetensors")}
+    damaged = encoded / "00001.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    encode(found, encoding(runs), encoded, lambda count: None)
+    changed = {p.name for p in encoded.glob("0*.safetensors") if p.stat().st_mtime_ns != times[p.name]}
+    assert changed == {"00001.safetensors"}
+    assert damaged.read_bytes() == whole
+    other = encoding(runs, used=SIZES[:1])
+    assert read_card(damaged)["key"] != {"encoder": "", "used": list(other.used), "min_side": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_bad_share": 0.1}, r"2 of 16 samples cannot be used \(12.5%; allowed: 10.0%\)"),
+        ({"used": ("64x64",)}, "size 64x64 is not one of the model's"),
+    ],
+)
+def test_what_cannot_be_encoded_is_one_line(runs, shards, tmp_path, changes, words):
+    from mindpangu.train.encode import encode
+
+    with pytest.raises(UserError, match=words):
+        encode(find(str(shards / "*.tar")), encoding(runs, **changes), tmp_path, lambda count: None)
+
+
+def generator(runs, encoded, folder, **changes):
+    values = training("structure", runs, output_dir=str(folder), **changes)
+    del values["data"], values["diffusion"]["scenes"]
+    values["diffusion"].update(encoded=str(encoded), sizes=list(SIZES), size_dim=8)
+    return parse(values, TrainConfig, "test")
+
+
+def test_small_pictures_are_left_out(runs, shards, tmp_path):
+    from mindpangu.train.encode import encode
+
+    totals = encode(find(str(shards / "00000.tar")), encoding(runs, min_side=33), tmp_path, lambda count: None)
+    assert totals == {"used": 0, "small": 7, "bad": 0}
+    from mindpangu.train.run import make_task
+
+    with pytest.raises(UserError, match="no pictures of the sizes"):
+        make_task(generator(runs, tmp_path, tmp_path / "run"))
+
+
+def test_a_generator_trains_on_it_and_a_resumed_run_is_bit_equal(runs, encoded, tmp_path):
+    import mindspore
+
+    from mindpangu.train.loop import fit
+    from mindpangu.train.run import make_task
+
+    finals = []
+    for name, stops in (("whole", (None,)), ("broken", (8, None))):
+        for until in stops:
+            config = generator(runs, encoded, tmp_path / name)
+            mindspore.set_seed(3)
+            fit(make_task(config), config, until)
+        finals.append(load_tensors(states(tmp_path / name)[0]))
+        assert (tmp_path / name / "unet.safetensors").exists()
+        assert (tmp_path / name / "samples-00000016.png").exists()
+    for key in finals[0].keys() - {"progress"}:
+        np.testing.assert_array_equal(finals[0][key], finals[1][key], err_msg=key)
+
+
+def test_the_loss_is_that_of_the_words_themselves(runs, encoded, tmp_path):
+    """Features from the file against towers in the graph, for the same captions."""
+    from mindspore import Tensor
+
+    from mindpangu.models.loading import load_conditioner, load_tokenizers
+    from mindpangu.train.diffusion import DiffusionLoss
+    from mindpangu.train.run import make_task
+
+    task = make_task(generator(runs, encoded, tmp_path / "run", diffusion={"caption_dropout": 1.0}))
+    *noisy, context, vector = task.batch(0, 4)
+    size, _ = task.epochs.batch(0)
+    told = load_tokenizers(runs / "clip", ("text_a", "text_b"))
+    words = DiffusionLoss(task.loss_net.unet, load_conditioner(runs / "clip", ("text_a", "text_b"), 8), "v")
+    ids = [tokenizer([""] * 4) for tokenizer in told]
+    index = np.full((4, 1), SIZES.index(size), np.float32)
+    from_file = task.loss_net(*map(Tensor, (*noisy, context, vector))).asnumpy()
+    from_words = words(*map(Tensor, (*noisy, *ids, index))).asnumpy()
+    np.testing.assert_allclose(from_file, from_words, rtol=1e-3)
+
+
+def test_data_of_another_encoder_is_refused(runs, encoded, tmp_path):
+    from mindpangu.train.run import make_task
+
+    values = generator(runs, encoded, tmp_path)
+    other = training("structure", runs, output_dir=str(tmp_path))
+    del other["data"], other["diffusion"]["scenes"]
+    other["diffusion"].update(encoded=str(encoded), sizes=[*SIZES, "64x64"], size_dim=8)
+    assert values.diffusion.encoded == encoded
+    with pytest.raises(UserError, match="encoded by other models"):
+        make_task(parse(other, TrainConfig, "test"))
+    with pytest.raises(UserError, match="no encoded data; make it with"):
+        make_task(generator(runs, tmp_path, tmp_path))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(1, 40), min_size=1),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_an_epoch_shows_every_picture_and_batches_are_of_one_size(counts, batch_size, seed):
+    from mindpangu.train.encoded import Epochs
+
+    epochs = Epochs(counts, batch_size, seed)
+    for epoch in range(2):
+        seen = {size: [] for size in counts}
+        for number in range(epoch * epochs.length, (epoch + 1) * epochs.length):
+            size, rows = epochs.batch(number)
+            assert len(rows) == batch_size
+            seen[size] += rows.tolist()
+        for size, rows in seen.items():
+            assert set(rows) == set(range(counts[size]))
+            assert len(rows) - counts[size] < batch_size
+    again = Epochs(counts, batch_size, seed).batch(epochs.length)
+    np.testing.assert_array_equal(again[1], epochs.batch(epochs.length)[1])

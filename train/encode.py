@@ -1,0 +1,190 @@
+"""`mindpangu data encode`: pictures and captions of shards as the latents and features that a generator trains on.
+
+One file for each shard. Its sidecar says by which encoder it was made: files of another one are made again, and a
+training refuses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, mutable
+from PIL import Image, ImageOps
+
+from mindpangu import zoo
+from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, verify, write_atomically
+from mindpangu.data.examples import parse_size, to_model
+from mindpangu.data.shards import BadSampleError, Shard, check_share
+from mindpangu.errors import UserError
+from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
+
+BATCH = 16
+TOWERS = ("text_a", "text_b")
+EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
+BAD = "bad.jsonl"
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """`sizes`: those of the model, in the order of their index; `used`: those that pictures are brought to.
+
+    Pictures whose shorter side is below `min_side` pixels are left out; the others are enlarged where they must be.
+    `max_bad_share`: of the samples may be unusable before it is an error.
+    """
+
+    vae: Path
+    text: Path
+    sizes: tuple[str, ...]
+    size_dim: int
+    used: tuple[str, ...]
+    min_side: int = 0
+    max_bad_share: float = 0.01
+
+
+@dataclass
+class Rows:
+    """What has been read for one size: pictures, captions, and the number of each picture's first caption."""
+
+    pictures: list[np.ndarray] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    first: list[int] = field(default_factory=lambda: [0])
+
+    def add(self, picture: np.ndarray, captions: Sequence[str]) -> None:
+        """One sample more."""
+        self.pictures.append(picture)
+        self.captions += captions
+        self.first.append(len(self.captions))
+
+
+def encoder_key(vae: Path, text: Path, sizes: Sequence[str], size_dim: int) -> str:
+    """What changes when an autoencoder, a text tower, a tokenizer or what is told of sizes does. Raises: UserError."""
+    parts = {"vae": read_card(vae / "vae.safetensors").get("sha256"), "sizes": list(sizes), "size_dim": size_dim}
+    for tower in TOWERS:
+        parts[tower] = read_card(text / f"{tower}.safetensors").get("sha256")
+        try:
+            parts[f"{tower} tokenizer"] = file_digest(text / zoo.tokenizer_of(tower))
+        except OSError as error:
+            raise UserError(f"{text / zoo.tokenizer_of(tower)}: cannot be read ({error.strerror})") from None
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def nearest_size(picture: tuple[int, int], sizes: Sequence[str]) -> str:
+    """The size of the aspect nearest to a picture's (width, height); of several such the largest."""
+
+    def distance(size: str) -> tuple[float, int]:
+        width, height = parse_size(size)
+        return round(abs(math.log(picture[0] * height / (picture[1] * width))), 6), -width * height
+
+    return min(sizes, key=distance)
+
+
+class Encoder:
+    """The frozen autoencoder and text towers of a config."""
+
+    def __init__(self, config: EncodeConfig) -> None:
+        """Raises: UserError."""
+        unknown = [size for size in config.used if size not in config.sizes]
+        if unknown:
+            raise UserError(f"size {', '.join(unknown)} is not one of the model's: {', '.join(config.sizes)}")
+        self.config = config
+        self.key = encoder_key(config.vae, config.text, config.sizes, config.size_dim)
+        self.vae = load_vae(config.vae / "vae.safetensors")
+        self.conditioner = load_conditioner(config.text, TOWERS, config.size_dim)
+        self.tokenizers = load_tokenizers(config.text, TOWERS)
+
+    def latents(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """(M, C, h, w) fp16 of M pictures of one size, (H, W, 3) uint8."""
+        parts = []
+        for start in range(0, len(pictures), BATCH):
+            part = list(pictures[start : start + BATCH])
+            padded = part + [part[-1]] * (BATCH - len(part))  # one shape, so one compilation a size
+            parts.append(self.vae.encode(Tensor(to_model(padded))).asnumpy()[: len(part)])
+        return np.concatenate(parts).astype(np.float16)
+
+    def features(self, captions: Sequence[str], size: str) -> tuple[np.ndarray, np.ndarray]:
+        """Context (R, L, K) and vector (R, V), fp16."""
+        parts = []
+        for start in range(0, len(captions), BATCH):
+            part = list(captions[start : start + BATCH])
+            padded = part + [""] * (BATCH - len(part))
+            ids = tuple(Tensor(tokenizer(padded)) for tokenizer in self.tokenizers)
+            index = np.full((BATCH, 1), self.config.sizes.index(size), np.float32)
+            told = self.conditioner(mutable(ids), Tensor(index))
+            parts.append([one.asnumpy()[: len(part)] for one in told])
+        context, vector = (np.concatenate(one).astype(np.float16) for one in zip(*parts))
+        return context, vector
+
+    def shard(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """A shard's tensors, and what its sidecar says: how many samples were used, were too small, and bad ones."""
+        shard = Shard(path)
+        rows: dict[str, Rows] = {}
+        bad, small = [vars(one) for one in shard.bad], 0
+        for entry in shard.entries:
+            try:
+                sample = shard.read(entry)
+            except BadSampleError as error:
+                bad.append({"sample": f"{path.name}/{entry.key}", "reason": str(error)})
+                continue
+            if min(sample.picture.size) < self.config.min_side:
+                small += 1
+                continue
+            size = nearest_size(sample.picture.size, self.config.used)
+            fitted = ImageOps.fit(sample.picture, parse_size(size), Image.Resampling.LANCZOS)
+            rows.setdefault(size, Rows()).add(np.asarray(fitted), sample.captions)
+        tensors = {}
+        for size, one in rows.items():
+            tensors[f"{size}.latents"] = self.latents(one.pictures)
+            tensors[f"{size}.context"], tensors[f"{size}.vector"] = self.features(one.captions, size)
+            tensors[f"{size}.first"] = np.array(one.first, np.int64)
+        used = sum(len(one.pictures) for one in rows.values())
+        return tensors, {"key": self.made_by, "used": used, "small": small, "bad": bad}
+
+    @property
+    def made_by(self) -> dict[str, object]:
+        """The encoder, and how pictures were chosen and brought to size."""
+        return {"encoder": self.key, "used": list(self.config.used), "min_side": self.config.min_side}
+
+
+def encode(shards: Sequence[Path], config: EncodeConfig, out: Path, progress: Callable[[int], None]) -> dict[str, int]:
+    """Encode every shard that `out` does not hold yet; how many samples were used, too small and bad, in all.
+
+    Raises:
+        UserError: two shards of one name; the folder cannot be written; too many samples are bad.
+    """
+    if len({path.name for path in shards}) < len(shards):
+        raise UserError("two of the shards have the same name; their encodings would be written over each other")
+    encoder = Encoder(config)
+    totals, bad = {"used": 0, "small": 0, "bad": 0}, []
+    for path in shards:
+        target = out / f"{path.stem}.safetensors"
+        if not _is_done(target, encoder.made_by):
+            tensors, card = encoder.shard(path)
+            save_checkpoint(target, tensors, card)
+        card = read_card(target)
+        bad += card["bad"]
+        totals["used"] += card["used"]
+        totals["small"] += card["small"]
+        progress(1)
+    totals["bad"] = len(bad)
+    if not (out / EMPTY).exists() or read_card(out / EMPTY).get("key") != encoder.key:
+        told = {size: encoder.features([""], size) for size in config.used}
+        tensors = {
+            f"{size}.{name}": one for size, pair in told.items() for name, one in zip(("context", "vector"), pair)
+        }
+        save_checkpoint(out / EMPTY, tensors, {"key": encoder.key})
+    write_atomically(out / BAD, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad).encode())
+    check_share(totals["used"] + totals["small"], len(bad), config.max_bad_share, out / BAD)
+    return totals
+
+
+def _is_done(target: Path, made_by: dict[str, object]) -> bool:
+    try:
+        return verify(target).get("key") == made_by
+    except UserError:
+        return False

@@ -1,0 +1,144 @@
+"""The generators' task on data that `mindpangu data encode` has made: latents and features are read, not computed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+from safetensors import safe_open
+
+from mindpangu.checkpoint.store import read_card
+from mindpangu.errors import UserError
+from mindpangu.models.unet import UNet
+from mindpangu.train.config import TrainConfig
+from mindpangu.train.diffusion import SHOWN, DiffusionLoss, TrainDiffusion
+from mindpangu.train.encode import EMPTY, encoder_key
+
+
+class EncodedLoss(DiffusionLoss):
+    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), context (N, L, K), vector (N, V)) -> scalar."""
+
+    def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+        """The net's output."""
+        return self.unet(x, t, told[0], told[1])
+
+
+class EncodedData:
+    """The rows of a folder's files, by size. They stay on the disk; what a batch takes is read."""
+
+    def __init__(self, folder: Path, key: str, sizes: tuple[str, ...]) -> None:
+        """Raises: UserError where there is nothing, or it was made by another encoder."""
+        self.files: dict[str, list[Path]] = {}
+        self.rows: dict[str, np.ndarray] = {}  # (M, 2): a file's number and a row of it
+        empty = folder / EMPTY
+        if not empty.exists():
+            raise UserError(f"{folder}: no encoded data; make it with `mindpangu data encode --out {folder}`")
+        if read_card(empty).get("key") != key:
+            raise UserError(f"{folder}: encoded by other models than diffusion.vae and diffusion.text; encode it again")
+        found: dict[str, list[np.ndarray]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            if path == empty:
+                continue
+            with safe_open(path, "numpy") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    size, _, kind = name.partition(".")
+                    if kind == "latents" and size in sizes:
+                        number = len(self.files.setdefault(size, []))
+                        self.files[size].append(path)
+                        count = file.get_slice(name).get_shape()[0]
+                        rows = np.stack([np.full(count, number), np.arange(count)], 1)
+                        found.setdefault(size, []).append(rows)
+        self.rows = {size: np.concatenate(found[size]) for size in sizes if size in found}
+        if not self.rows:
+            raise UserError(f"{folder}: no pictures of the sizes {', '.join(sizes)}")
+        with safe_open(empty, "numpy") as file:
+            self.empty = {
+                size: tuple(file.get_tensor(f"{size}.{name}")[0] for name in ("context", "vector"))
+                for size in self.rows
+            }
+
+    def latents(self, size: str, row: int) -> np.ndarray:
+        """(C, h, w) fp16 of picture `row` of a size."""
+        number, place = self.rows[size][row]
+        return opened(self.files[size][number]).get_slice(f"{size}.latents")[int(place)]
+
+    def told(self, size: str, row: int, choose: float) -> tuple[np.ndarray, np.ndarray]:
+        """Context (L, K) and vector (V,) fp16 of one of the picture's captions, which `choose` in [0, 1) picks."""
+        number, place = self.rows[size][row]
+        file = opened(self.files[size][number])
+        first, end = (int(i) for i in file.get_slice(f"{size}.first")[int(place) : int(place) + 2])
+        caption = first + int(choose * (end - first))
+        return file.get_slice(f"{size}.context")[caption], file.get_slice(f"{size}.vector")[caption]
+
+
+@lru_cache(maxsize=256)
+def opened(path: Path) -> safe_open:
+    """A file, mapped into memory once."""
+    return safe_open(path, "numpy")
+
+
+class Epochs:
+    """Every picture once an epoch, in batches of one size, in an order that (seed, epoch) fixes.
+
+    What a size's last batch lacks is taken from its beginning. So batch number b is a function of (seed, b), however
+    many processes share it and whenever the training was resumed.
+    """
+
+    def __init__(self, counts: dict[str, int], batch_size: int, seed: int) -> None:
+        self.counts, self.batch_size, self.seed = counts, batch_size, seed
+        self.length = sum(-(-count // batch_size) for count in counts.values())
+        self._plans: dict[int, list[tuple[str, np.ndarray]]] = {}
+
+    def batch(self, number: int) -> tuple[str, np.ndarray]:
+        """The size of a batch, and its rows."""
+        epoch, place = divmod(number, self.length)
+        if epoch not in self._plans:
+            self._plans = {epoch: self._plan(epoch)}
+        return self._plans[epoch][place]
+
+    def _plan(self, epoch: int) -> list[tuple[str, np.ndarray]]:
+        rng = np.random.default_rng([self.seed, epoch, 5])
+        batches = []
+        for size, count in self.counts.items():
+            rows = rng.permutation(count)
+            rows = np.resize(rows, -(-count // self.batch_size) * self.batch_size)
+            batches += [(size, part) for part in rows.reshape(-1, self.batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class TrainEncoded(TrainDiffusion):
+    """The `loop.Task` for a generator on encoded data."""
+
+    def open(self, config: TrainConfig) -> None:
+        """Raises: UserError where the data is missing, or made by other encoders than the config names."""
+        assert self.task.encoded is not None
+        assert self.task.text is not None
+        key = encoder_key(self.task.vae, self.task.text, self.task.sizes, self.task.size_dim)
+        self.data = EncodedData(self.task.encoded, key, self.task.sizes)
+        counts = {size: len(rows) for size, rows in self.data.rows.items()}
+        self.epochs = Epochs(counts, config.runner_config.batch_size, self.seed)
+
+    def build(self) -> None:
+        """The net that learns, within its loss, and one to show what it has learned."""
+        self.loss_net = EncodedLoss(UNet(self.task.unet), None, self.task.prediction)
+        self._shown = UNet(self.task.unet)
+
+    def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """The epoch's next latents, and one of each one's captions, or the empty one."""
+        size, rows = self.epochs.batch(nimg // count)
+        latents = np.stack([self.data.latents(size, row) for row in rows]).astype(np.float32)
+        empty, choose = rng.random(count) < self.task.caption_dropout, rng.random(count)
+        told = [
+            self.data.empty[size] if empty[i] else self.data.told(size, row, choose[i]) for i, row in enumerate(rows)
+        ]
+        return latents, tuple(np.stack(one).astype(np.float32) for one in zip(*told))
+
+    def shown(self) -> tuple[np.ndarray, tuple[Tensor, ...]]:
+        """The first latents of a size; context and vector of as many empty captions and of their first ones."""
+        size, rows = next(iter(self.data.rows.items()))
+        count = min(SHOWN, len(rows))
+        x0 = np.stack([self.data.latents(size, row) for row in range(count)]).astype(np.float32)
+        told = [self.data.empty[size]] * count + [self.data.told(size, row, 0.0) for row in range(count)]
+        return x0, tuple(Tensor(np.stack(one).astype(np.float32)) for one in zip(*told))
