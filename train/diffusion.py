@@ -74,6 +74,9 @@ class TrainDiffusion:
         """Raises: UserError where the data asks for a size that the model does not know, or a part is missing."""
         assert config.diffusion is not None
         self.task, self.seed = config.diffusion, config.context.seed
+        unknown = [size for size in (config.data.sizes if config.data else ()) if size not in self.task.sizes]
+        if unknown:
+            raise UserError(f"data.sizes {unknown} are not among diffusion.sizes {list(self.task.sizes)}")
         self.schedule = NoiseSchedule(self.task.schedule)
         self.vae = load_vae(self.task.vae / "vae.safetensors")
         self.open(config)
@@ -82,9 +85,6 @@ class TrainDiffusion:
     def open(self, config: TrainConfig) -> None:
         """The data, and what tells the nets of it. Raises: UserError."""
         assert config.data is not None
-        unknown = [size for size in config.data.sizes if size not in self.task.sizes]
-        if unknown:
-            raise UserError(f"data.sizes {unknown} are not among diffusion.sizes {list(self.task.sizes)}")
         self.examples = Examples(config.data, seed=self.seed)
         self.conditioner = None
         if self.task.text is not None:
