@@ -10,6 +10,7 @@ from typing import Optional, Union
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mindpangu.data.examples import on_white
 from mindpangu.data.lines import light_on_dark
 from mindpangu.errors import UserError
 
@@ -70,10 +71,7 @@ class Source:
 
 def read_flat(picture: Union[Path, Image.Image]) -> np.ndarray:
     """A picture as (H, W, 3) uint8, on white where transparent. Raises: UserError."""
-    opened = (picture if isinstance(picture, Image.Image) else _open(picture)).convert("RGBA")
-    flat = Image.new("RGBA", opened.size, "white")
-    flat.alpha_composite(opened)
-    return np.asarray(flat.convert("RGB"))
+    return np.asarray(on_white(picture if isinstance(picture, Image.Image) else _open(picture)))
 
 
 def read_lines(picture: Union[Path, Image.Image], size: tuple[int, int]) -> np.ndarray:

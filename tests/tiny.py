@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mindpangu.data import manifest
-from mindpangu.data.examples import read_picture
+from mindpangu.data.examples import on_white, read_picture
 from mindpangu.data.lines import as_lines, edges
 
 SAMPLE = Path(__file__).parent / "data" / "sample"
@@ -22,9 +22,7 @@ def with_lines(folder: Path) -> None:
     records: list[manifest.Record] = []
     for record in manifest.read(SAMPLE, ["noto"]):
         picture = read_picture(SAMPLE / record.file)
-        flat = Image.new("RGBA", picture.size, "white")
-        flat.alpha_composite(picture)
-        lines = Image.fromarray(as_lines(edges(np.asarray(flat.convert("RGB"))))).convert("L")
+        lines = Image.fromarray(as_lines(edges(np.asarray(on_white(picture))))).convert("L")
         black = Image.new("RGBA", picture.size, "black")
         black.putalpha(lines)
         for style, art in (("noto", picture), ("line", black)):

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor, mutable
@@ -19,13 +20,13 @@ from PIL import Image, ImageOps
 
 from mindpangu import zoo
 from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, verify, write_atomically
-from mindpangu.data.examples import parse_size, to_model
+from mindpangu.data.examples import parse_size
 from mindpangu.data.shards import BadSampleError, Shard, check_share
 from mindpangu.errors import UserError
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
+from mindpangu.train.diffusion import TOWERS
+from mindpangu.train.latents import ENCODE_BATCH, encode_batch
 
-BATCH = 16
-TOWERS = ("text_a", "text_b")
 EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
 BAD = "bad.jsonl"
 
@@ -100,27 +101,23 @@ class Encoder:
 
     def latents(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """(M, C, h, w) fp16 of M pictures of one size, (H, W, 3) uint8."""
-        parts = []
-        for start in range(0, len(pictures), BATCH):
-            part = list(pictures[start : start + BATCH])
-            padded = part + [part[-1]] * (BATCH - len(part))  # one shape, so one compilation a size
-            parts.append(self.vae.encode(Tensor(to_model(padded))).asnumpy()[: len(part)])
-        return np.concatenate(parts).astype(np.float16)
+        starts = range(0, len(pictures), ENCODE_BATCH)
+        return np.concatenate([encode_batch(self.vae, pictures[i : i + ENCODE_BATCH]) for i in starts])
 
     def features(self, captions: Sequence[str], size: str) -> tuple[np.ndarray, np.ndarray]:
         """Context (R, L, K) and vector (R, V), fp16."""
         parts = []
-        for start in range(0, len(captions), BATCH):
-            part = list(captions[start : start + BATCH])
-            padded = part + [""] * (BATCH - len(part))
+        for start in range(0, len(captions), ENCODE_BATCH):
+            part = list(captions[start : start + ENCODE_BATCH])
+            padded = part + [""] * (ENCODE_BATCH - len(part))
             ids = tuple(Tensor(tokenizer(padded)) for tokenizer in self.tokenizers)
-            index = np.full((BATCH, 1), self.config.sizes.index(size), np.float32)
+            index = np.full((ENCODE_BATCH, 1), self.config.sizes.index(size), np.float32)
             told = self.conditioner(mutable(ids), Tensor(index))
             parts.append([one.asnumpy()[: len(part)] for one in told])
         context, vector = (np.concatenate(one).astype(np.float16) for one in zip(*parts))
         return context, vector
 
-    def shard(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    def shard(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A shard's tensors, and what its sidecar says: how many samples were used, were too small, and bad ones."""
         shard = Shard(path)
         rows: dict[str, Rows] = {}
@@ -151,7 +148,9 @@ class Encoder:
         return {"encoder": self.key, "used": list(self.config.used), "min_side": self.config.min_side}
 
 
-def encode(shards: Sequence[Path], config: EncodeConfig, out: Path, progress: Callable[[int], None]) -> dict[str, int]:
+def encode(
+    shards: Sequence[Path], config: EncodeConfig, out: Path, progress: Callable[[int], object]
+) -> dict[str, int]:
     """Encode every shard that `out` does not hold yet; how many samples were used, too small and bad, in all.
 
     Raises:
@@ -160,13 +159,14 @@ def encode(shards: Sequence[Path], config: EncodeConfig, out: Path, progress: Ca
     if len({path.name for path in shards}) < len(shards):
         raise UserError("two of the shards have the same name; their encodings would be written over each other")
     encoder = Encoder(config)
-    totals, bad = {"used": 0, "small": 0, "bad": 0}, []
+    totals = {"used": 0, "small": 0, "bad": 0}
+    bad: list[dict[str, str]] = []
     for path in shards:
         target = out / f"{path.stem}.safetensors"
-        if not _is_done(target, encoder.made_by):
+        card = _card_if_done(target, encoder.made_by)
+        if card is None:
             tensors, card = encoder.shard(path)
             save_checkpoint(target, tensors, card)
-        card = read_card(target)
         bad += card["bad"]
         totals["used"] += card["used"]
         totals["small"] += card["small"]
@@ -183,8 +183,10 @@ def encode(shards: Sequence[Path], config: EncodeConfig, out: Path, progress: Ca
     return totals
 
 
-def _is_done(target: Path, made_by: dict[str, object]) -> bool:
+def _card_if_done(target: Path, made_by: dict[str, object]) -> Optional[dict[str, Any]]:
+    """The sidecar of a whole file that this encoder made, else None."""
     try:
-        return verify(target).get("key") == made_by
+        card = verify(target)
     except UserError:
-        return False
+        return None
+    return card if card.get("key") == made_by else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,12 @@ def _encode(examples: Examples, vae: AutoencoderKL, scenes: np.ndarray, bar: tqd
     parts = []
     for start in range(0, len(scenes), ENCODE_BATCH):
         chosen = scenes[start : start + ENCODE_BATCH]
-        padded = np.resize(chosen, ENCODE_BATCH)  # one shape, so one compilation a size
-        images = to_model([examples.image(examples.scene(int(i))) for i in padded])
-        parts.append(vae.encode(Tensor(images)).asnumpy()[: len(chosen)].astype(np.float16))
+        parts.append(encode_batch(vae, [examples.image(examples.scene(int(i))) for i in chosen]))
         bar.update(len(chosen))
     return np.concatenate(parts)
+
+
+def encode_batch(vae: AutoencoderKL, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Latents (M, C, h, w) fp16 of up to ENCODE_BATCH pictures of one size, (H, W, 3) uint8."""
+    padded = [*pictures, *[pictures[-1]] * (ENCODE_BATCH - len(pictures))]  # one shape, so one compilation a size
+    return vae.encode(Tensor(to_model(padded))).asnumpy()[: len(pictures)].astype(np.float16)

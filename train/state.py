@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -123,7 +123,7 @@ def load_state(folder: Path, step: TrainStep, average: Average) -> Optional[Stat
 def _loaded(path: Path, step: TrainStep, average: Average) -> State:
     tensors = load_tensors(path)
     progress = tensors.pop(PROGRESS, np.zeros(0))
-    kinds = [type(field.default) for field in fields(State)]
+    kinds = [type(value) for value in astuple(State())]
     if len(progress) != len(kinds):
         raise UserError(f"{path}: written by another version; begin in a new output_dir, with load_checkpoint")
     averaged = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as mops
 
@@ -40,6 +38,8 @@ class TrainStep(nn.Cell):
     `parts`, `add` is called for all parts of a batch but the last, which completes the step.
     """
 
+    add: Addition  # with several parts alone
+
     def __init__(self, loss_net: nn.Cell, muon: bool = False, ranks: int = 1, parts: int = 1) -> None:
         super().__init__(auto_prefix=False)
         self.loss_net, self.ranks, self.parts = loss_net, ranks, parts
@@ -52,7 +52,6 @@ class TrainStep(nn.Cell):
         self.moment1 = self.weights.clone(prefix="moment1", init="zeros")
         self.moment2 = ParameterTuple(self.weights[: self.vectors]).clone(prefix="moment2", init="zeros")
         self.gradient = mops.value_and_grad(self.scaled, None, self.weights)
-        self.add: Optional[Addition] = None
         if parts > 1:
             self.sums = self.weights.clone(prefix="sum", init="zeros")
             self.add = Addition(self)

@@ -63,6 +63,14 @@ def read_picture(path: Path) -> Image.Image:
         raise UserError(f"{path}: cannot be read ({error}); build the data again") from None
 
 
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, on white where transparent."""
+    rgba = picture.convert("RGBA")
+    flat = Image.new("RGBA", rgba.size, "white")
+    flat.alpha_composite(rgba)
+    return flat.convert("RGB")
+
+
 class Examples:
     """The scenes of a split ("train" or "heldout"), drawn at random but for ever the same."""
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mindpangu.checkpoint.store import write_atomically
+from mindpangu.data.examples import on_white
 from mindpangu.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -137,14 +138,11 @@ def _picture(content: bytes) -> Image.Image:
                 raise BadSampleError(
                     f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all are decoded"
                 )
-            rgba = picture.convert("RGBA")
+            return on_white(picture)
     except BadSampleError:
         raise
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise BadSampleError(f"the picture cannot be decoded ({error})") from None
-    flat = Image.new("RGBA", rgba.size, "white")
-    flat.alpha_composite(rgba)
-    return flat.convert("RGB")
 
 
 def find(pattern: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_latents_and_features_are_those_of_the_parts(runs, shards, encoded):
     assert sum(seen.values()) == 7
 
 
-def test_a_second_run_makes_only_what_is_missing_or_of_another_encoder(runs, shards, encoded):
+def test_a_second_run_makes_only_what_is_missing_or_of_another_encoder(runs, shards, encoded, tmp_path):
     from mindpangu.train.encode import encode
 
     found = find(str(shards / "*.tar"))
@@ -101,8 +102,12 @@ def test_a_second_run_makes_only_what_is_missing_or_of_another_encoder(runs, sha
     changed = {p.name for p in encoded.glob("0*.safetensors") if p.stat().st_mtime_ns != times[p.name]}
     assert changed == {"00001.safetensors"}
     assert damaged.read_bytes() == whole
-    other = encoding(runs, used=SIZES[:1])
-    assert read_card(damaged)["key"] != {"encoder": "", "used": list(other.used), "min_side": 0}
+    copy = tmp_path / "copy"
+    shutil.copytree(encoded, copy)
+    before = read_card(copy / "00001.safetensors")["key"]
+    encode(found, encoding(runs, used=SIZES[:1]), copy, lambda count: None)
+    assert read_card(copy / "00001.safetensors")["key"] == {**before, "used": [SIZES[0]]}
+    assert not [name for name in load_tensors(copy / "00001.safetensors") if name.startswith(SIZES[1])]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_loop_learns(tmp_path):
 
 
 class Spoiled(Line):
-    """The line, but some batches hold an infinity; `huge`: finite, but too large for gradients in float32."""
+    """The line, but the targets of the batches at `bad` images are all `value`."""
 
     def __init__(self, bad, value=np.inf):
         super().__init__()
@@ -120,7 +120,7 @@ class Spoiled(Line):
 @pytest.mark.parametrize("operators", ["off", "fp32"])
 @pytest.mark.parametrize("type_", ["adamw", "muon"])
 def test_a_batch_that_gives_no_numbers_is_as_if_it_had_not_been(tmp_path, monkeypatch, operators, type_):
-    """Weights, moments and average after 12 batches, two of them spoiled, are those of the ten others alone."""
+    """Weights and moments after 12 batches, two of them spoiled, are those of the ten others alone."""
     monkeypatch.setenv(runtime.CPU_OPERATORS, operators)
 
     class Others(Line):
