@@ -67,7 +67,9 @@ def model_folder(runs, tmp_path_factory) -> Path:
     )
     parts = {"vae": "vae/vae", "text_a": "clip/text_a", "text_b": "clip/text_b"}
     parts.update(structure="structure/unet", texture="texture/unet")
-    pack(spec=spec, part=[f"{name}={runs / source}" for name, source in parts.items()], out=folder / "tiny")
+    pack(
+        spec=spec, part=[f"{name}={runs / source}" for name, source in parts.items()], out=folder / "tiny", override=[]
+    )
     return folder / "tiny"
 
 

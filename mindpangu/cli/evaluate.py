@@ -26,21 +26,25 @@ REPORT = typer.Option(None, help="Also write the figures to this JSON file.")
 
 def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
     """The model, and all pictures in its styles, of which those of `groups` are asked for."""
-    from mindpangu.infer.judge import Pictures
     from mindpangu.infer.pipeline import PanGuDraw
 
-    pipeline = PanGuDraw.from_pretrained(model)
-    asked = {"trained": trained_groups(zoo.find(model)), "all": None}.get(groups, tuple(groups.split(",")))
-    return pipeline, Pictures.open(data, tuple(pipeline.spec.styles), asked)
+    return PanGuDraw.from_pretrained(model), _pictures(data, model, groups)
 
 
-def trained_groups(folder: Path) -> Optional[tuple[str, ...]]:
-    """The groups of pictures that the sidecar of a model's first UNet says it was trained on; None for all."""
+def _pictures(data: Path, model: str, groups: str) -> Any:
+    from mindpangu.infer.judge import Pictures
+
+    seen = trained_on(zoo.find(model))
+    asked = {"trained": seen.get("groups"), "all": None}.get(groups, groups.split(","))
+    return Pictures.open(data, tuple(seen.get("styles", ())), tuple(asked) if asked else None)
+
+
+def trained_on(folder: Path) -> dict[str, Any]:
+    """What the sidecar of a model's first UNet says of the training data: styles, groups (None: all), …"""
     from mindpangu.checkpoint.store import read_card
 
     expert = next(iter(zoo.description(folder).get("experts", [])))
-    data = read_card(folder / f"{expert}.safetensors").get("config", {}).get("data") or {}
-    return tuple(data["groups"]) if data.get("groups") else None
+    return read_card(folder / f"{expert}.safetensors").get("config", {}).get("data") or {}
 
 
 def _drawer(pipeline: Any, bar: tqdm, options: Mapping[str, Any]) -> Any:
@@ -116,6 +120,44 @@ def coop(
         write_atomically(out / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
         write_atomically(out / "table.md", (table(figures) + "\n").encode())
         grid(experiment.cases, drawn, 12).save(out / "grid.png")
+    print(table(figures))
+
+
+@app.command()
+def compare(
+    models: list[str] = typer.Argument(help="Model folders or zoo names; NAME-0, NAME-1, … are one row."),
+    data: Path = DATA,
+    trained_with: Optional[Path] = typer.Option(
+        None, help="The data that they were trained on; pairs that are small there are also judged alone."
+    ),
+    groups: str = GROUPS,
+    steps: int = typer.Option(30),
+    seed: int = typer.Option(0),
+    out: Path = typer.Option(Path("out/eval-compare"), help="Folder for figures.json, table.md and grid.png."),
+) -> None:
+    """Models beside one another: all pictures that the first was trained on, asked for in both languages."""
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.cli.generate import check_writable
+    from mindpangu.data import manifest
+    from mindpangu.infer.comparison import Comparison, grid, table
+    from mindpangu.infer.judge import SIDE, Galleries
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.metrics.features import Judge
+
+    check_writable(out)
+    folders = {folder.resolve().name: folder for folder in map(zoo.find, models)}
+    pictures = _pictures(data, models[0], groups)
+    small = trained_with and {r.file for r in manifest.read(trained_with) if r.size < SIDE}
+    comparison = Comparison(pictures, Galleries(pictures, Judge()), small)
+    figures, drawn = {}, {}
+    for name, folder in folders.items():
+        with tqdm(unit="step", desc=name) as bar:
+            draw = _drawer(PanGuDraw.from_pretrained(folder), bar, {"steps": steps, "seed": seed})
+            figures[name], drawn[name] = comparison.measure(draw)
+        # After each model, so that a long run leaves what it has found.
+        write_atomically(out / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
+        write_atomically(out / "table.md", (table(figures) + "\n").encode())
+        grid(drawn, 12).save(out / "grid.png")
     print(table(figures))
 
 

@@ -29,6 +29,7 @@ def pack(
     spec: Path = typer.Option(..., help="YAML of the model's PipelineSpec, for example configs/zoo/model.yaml."),
     part: list[str] = typer.Option(..., help="NAME=FILE: a checkpoint without suffix, as a training exported it."),
     out: Path = typer.Option(..., help="Model folder to write."),
+    override: list[str] = typer.Option([], "--set", help="key=value over the spec; may be repeated."),
 ) -> None:
     """Put what trainings exported into one model folder, and check it.
 
@@ -38,7 +39,7 @@ def pack(
     from mindpangu.config import dump, load
     from mindpangu.models.spec import PipelineSpec
 
-    model = load(spec, PipelineSpec)
+    model = load(spec, PipelineSpec, override)
     sources = {name: Path(source) for name, _, source in (text.partition("=") for text in part)}
     missing = [name for name in ("vae", *model.towers, *model.experts) if name not in sources]
     if missing:

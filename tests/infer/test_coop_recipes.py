@@ -110,7 +110,7 @@ def packed_line_model(runs, folder):
     steered = {k: (v + 0.3 * rng.standard_normal(v.shape)).astype(np.float16) for k, v in steered.items()}
     save_checkpoint(folder / "controlnet.safetensors", steered, read_card(runs / "control" / "controlnet.safetensors"))
     parts = [f"vae={runs / 'vae' / 'vae'}", f"unet={runs / 'base' / 'unet'}", f"controlnet={folder / 'controlnet'}"]
-    pack(spec=spec, part=parts, out=folder / "line")
+    pack(spec=spec, part=parts, out=folder / "line", override=[])
     return folder / "line"
 
 
