@@ -21,6 +21,7 @@ MODEL = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder.")
 GROUPS = typer.Option(
     "trained", help="What to ask for: trained, the groups that the model was trained on; all; or names, comma between."
 )
+COOP = Path("configs/infer/coop_text_line_quick.yaml")
 REPORT = typer.Option(None, help="Also write the figures to this JSON file.")
 
 
@@ -84,7 +85,7 @@ def vae(data: Path = DATA, model: str = MODEL, groups: str = GROUPS, report: Opt
 
 @app.command()
 def coop(
-    config: Path = typer.Option(Path("configs/infer/coop_text_line.yaml"), help="The recipe; see docs/coop.md."),
+    config: Path = typer.Option(COOP, help="The recipe; see docs/coop.md."),
     data: Path = DATA,
     groups: str = GROUPS,
     count: int = typer.Option(64, help="Prompts, each with a line drawing; for a quarter of them another thing's."),
@@ -163,7 +164,7 @@ def compare(
 
 @app.command()
 def bridges(
-    config: Path = typer.Option(Path("configs/infer/coop_text_line.yaml"), help="A recipe with learned bridges."),
+    config: Path = typer.Option(COOP, help="A recipe with learned bridges."),
     data: Path = DATA,
     count: int = typer.Option(128, help="Held-out pictures in the output's styles."),
     report: Optional[Path] = REPORT,
