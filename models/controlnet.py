@@ -50,10 +50,10 @@ class ControlNet(UNetEncoder):
         embedding = self.embed(t, vector)
         control = []
         for i in range(len(self.input_blocks)):
-            x = self._stage(self.input_blocks[i], x, embedding, context)
+            x = self.through(self.input_blocks[i], x, embedding, context)
             if i == 0:
                 x = x + self.look(hint)
             control.append(self.zero_convs[i][0](x))
-        x = self._stage(self.middle_block, x, embedding, context)
+        x = self.through(self.middle_block, x, embedding, context)
         control.append(self.middle_block_out[0](x))
         return tuple(control)

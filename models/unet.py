@@ -183,7 +183,7 @@ class UNetEncoder(nn.Cell):
         return nn.CellList(stages), skips
 
     @staticmethod
-    def _stage(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> Tensor:
+    def through(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> Tensor:
         """What stands under one number of input_blocks or output_blocks, called in order."""
         for layer in layers:
             if isinstance(layer, ResBlock):
@@ -244,7 +244,7 @@ class UNet(UNetEncoder):
         """The full-resolution stages on the way down; their outputs."""
         skips = []
         for i in range(self.shallow):
-            x = self._stage(self.input_blocks[i], x, embedding, context)
+            x = self.through(self.input_blocks[i], x, embedding, context)
             skips.append(x)
         return skips
 
@@ -258,14 +258,14 @@ class UNet(UNetEncoder):
         """All that lies below the full resolution: from `enter`'s last output to what `leave` takes."""
         skips = []
         for i in range(self.shallow, len(self.input_blocks)):
-            x = self._stage(self.input_blocks[i], x, embedding, context)
+            x = self.through(self.input_blocks[i], x, embedding, context)
             skips.append(x)
-        x = self._stage(self.middle_block, x, embedding, context)
+        x = self.through(self.middle_block, x, embedding, context)
         if control is not None:
             x = x + control[len(self.input_blocks)]
         for i in range(len(self.output_blocks) - self.shallow):
             x = self._join(x, skips[-1 - i], control, len(self.input_blocks) - 1 - i)
-            x = self._stage(self.output_blocks[i], x, embedding, context)
+            x = self.through(self.output_blocks[i], x, embedding, context)
         return x
 
     def leave(
@@ -279,7 +279,7 @@ class UNet(UNetEncoder):
         """The full-resolution stages on the way up, and the output."""
         for i in range(self.shallow):
             x = self._join(x, skips[-1 - i], control, self.shallow - 1 - i)
-            x = self._stage(self.output_blocks[i - self.shallow], x, embedding, context)
+            x = self.through(self.output_blocks[i - self.shallow], x, embedding, context)
         return self.out[2](self.out[0](x))
 
     def construct(

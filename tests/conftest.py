@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,21 @@ def vary(source: Path, target: Path) -> None:
     save_checkpoint(target, varied, read_card(source))
 
 
+@contextmanager
+def without_graphs():
+    """For nets as small as these the compilation is most of the time."""
+    from mindpangu import runtime
+
+    runtime.start("CPU")
+    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
+
+    set_context(mode=PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        set_context(mode=GRAPH_MODE)
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
     """A folder with the exports of the trainings, each of four steps; the texture net is the structure net, varied."""
@@ -31,8 +47,9 @@ def runs(tmp_path_factory) -> Path:
     from mindpangu.train.run import run
 
     folder = tmp_path_factory.mktemp("runs")
-    for part in ("vae", "clip", "structure"):
-        run(parse(training(part, folder), TrainConfig, part))
+    with without_graphs():
+        for part in ("vae", "clip", "structure"):
+            run(parse(training(part, folder), TrainConfig, part))
     vary(folder / "structure" / "unet.safetensors", folder / "texture" / "unet.safetensors")
     return folder
 
@@ -45,9 +62,10 @@ def line_runs(runs) -> Path:
     from mindpangu.train.run import run
 
     with_lines(runs / "lined")
-    run(parse(training("base", runs), TrainConfig, "base"))
-    vary(runs / "base" / "unet.safetensors", runs / "base" / "unet.safetensors")
-    run(parse(training("control", runs), TrainConfig, "control"))
+    with without_graphs():
+        run(parse(training("base", runs), TrainConfig, "base"))
+        vary(runs / "base" / "unet.safetensors", runs / "base" / "unet.safetensors")
+        run(parse(training("control", runs), TrainConfig, "control"))
     return runs
 
 
@@ -75,15 +93,9 @@ def model_folder(runs, tmp_path_factory) -> Path:
 
 @pytest.fixture()
 def uncompiled():
-    """Without graphs: for nets as small as these the compilation is most of the time."""
-    from mindpangu import runtime
-
-    runtime.start("CPU")
-    from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
-
-    set_context(mode=PYNATIVE_MODE)
-    yield
-    set_context(mode=GRAPH_MODE)
+    """A test without graphs."""
+    with without_graphs():
+        yield
 
 
 def pytest_addoption(parser):

@@ -9,6 +9,7 @@ from typing import Literal, Optional
 from mindpangu.data.examples import DataConfig
 from mindpangu.diffusion.schedule import ScheduleSpec
 from mindpangu.models.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.parallel.config import ParallelConfig, RecomputeConfig
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ class BridgeTask:
 class TrainConfig:
     """One training. Exactly one of `vae`, `clip`, `diffusion` and `bridge` says what is trained.
 
-    `data`: on what, but where `diffusion.encoded` says it.
+    `data`: on what, but where `diffusion.encoded` says it. `parallel_config`: how the processes that msrun starts share
+    the work; without it, each takes its part of every batch. `recompute_config`: less memory for more work, in UNets.
     """
 
     output_dir: Path
@@ -230,6 +232,8 @@ class TrainConfig:
     optimizer: Optimizer = field(default_factory=Optimizer)
     callbacks: Callbacks = field(default_factory=Callbacks)
     context: Context = field(default_factory=Context)
+    parallel_config: Optional[ParallelConfig] = None
+    recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
     ema_half_life_images: int = 10000
     load_checkpoint: Optional[Path] = None
     resume_training: bool = True
@@ -244,6 +248,8 @@ class TrainConfig:
             raise ValueError(
                 f"exactly one of vae, clip, diffusion and bridge is needed; found {', '.join(given) or 'none'}"
             )
+        if self.recompute_config.recompute and self.diffusion is None:
+            raise ValueError("recompute_config: only UNets are recomputed, and none is trained here")
         encoded = None if self.diffusion is None else self.diffusion.encoded
         if (self.data is None) == (encoded is None):
             raise ValueError("data or diffusion.encoded is needed, and not both")

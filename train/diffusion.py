@@ -21,6 +21,7 @@ from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
+from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.latents import Bucket, encode_scenes
@@ -81,6 +82,8 @@ class TrainDiffusion:
         self.vae = load_vae(self.task.vae / "vae.safetensors")
         self.open(config)
         self.build()
+        if config.recompute_config.recompute:
+            recompute(self.loss_net.unet)
 
     def open(self, config: TrainConfig) -> None:
         """The data, and what tells the nets of it. Raises: UserError."""

@@ -105,10 +105,12 @@ EXAMPLE = {"pictures": {"0": 1000, "512": 600, "1024": 200}}
 
 
 def blocks(spec: UNetSpec, batch: int, side: int, tokens: int) -> list[list[Layer]]:
-    """The UNet's layers in the pieces between which a pipeline may be cut: embeddings, then block by block."""
+    """The UNet's layers, in `models.stages.pieces`: between these a pipeline may be cut."""
 
     def piece(layer: Layer) -> str:
         kind, _, rest = layer.name.partition(".")
+        if kind in ("time_embed", "label_emb"):
+            return "embeddings"
         return f"{kind}.{rest.split('.')[0]}" if kind in ("input_blocks", "output_blocks") else kind
 
     layers = list(unet_layers(spec, batch, side, side, tokens))

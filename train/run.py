@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mindpangu import runtime
 from mindpangu.checkpoint.lock import only_writer
 from mindpangu.errors import UserError
+from mindpangu.parallel.config import ParallelConfig
 from mindpangu.parallel.ranks import join
 from mindpangu.train.config import TrainConfig
 
@@ -27,6 +28,8 @@ def run(config: TrainConfig) -> None:
     from mindpangu.train.loop import fit
 
     ranks = join()
+    if config.parallel_config is not None:
+        check_layout(config.parallel_config, ranks.size, mindspore.get_context("device_target"))
     if ranks.size > 1 and config.clip is not None:
         raise UserError(
             "the text towers learn by comparing each picture with the whole batch, which several processes would cut: "
@@ -39,6 +42,26 @@ def run(config: TrainConfig) -> None:
         task = make_task(config) if ranks.first else None
         ranks.wait()
         fit(task or make_task(config), config, ranks=ranks)
+
+
+def check_layout(layout: ParallelConfig, processes: int, device: str) -> None:
+    """Raises: UserError where the processes are too few or too many, or something is asked that is not to be had."""
+    asked = [
+        name
+        for name, there in (("pipeline_stage", layout.pipeline_stage > 1), ("optimizer_shard", layout.optimizer_shard))
+        if there
+    ]
+    if asked:
+        why = "needs Ascend, and this is a CPU" if device == "CPU" else "is not driven by this trainer yet"
+        raise UserError(
+            f"parallel_config.{asked[0]}: MindSpore's own {why}; train with data_parallel alone, or see what it would "
+            "do with `mindpangu plan`"
+        )
+    if layout.data_parallel != processes:
+        raise UserError(
+            f"parallel_config.data_parallel is {layout.data_parallel}, and {processes} processes are running; "
+            f"start as many with msrun --worker_num={layout.data_parallel}"
+        )
 
 
 def make_task(config: TrainConfig) -> Task:

@@ -168,7 +168,9 @@ def test_a_drawing_is_fitted_whole_and_whichever_way_round(drawing, tmp_path):
         read_lines(tmp_path / "blank.png", (32, 32))
 
 
-def test_a_learned_bridge_is_crossed_and_one_that_leads_elsewhere_refused(model_folder, line_model, drawing, tmp_path):
+def test_a_learned_bridge_is_crossed_and_one_that_leads_elsewhere_refused(
+    model_folder, line_model, drawing, tmp_path, uncompiled
+):
     from dataclasses import asdict
 
     from mindpangu.models.bridge import LatentBridge
@@ -196,7 +198,7 @@ def test_a_learned_bridge_is_crossed_and_one_that_leads_elsewhere_refused(model_
     assert drawn[0].image.size == (48, 32)
 
 
-def test_windows_draw_larger_than_the_model_knows(model_folder):
+def test_windows_draw_larger_than_the_model_knows(model_folder, uncompiled):
     values = {
         "members": {
             "low": {"model": str(model_folder)},
@@ -221,7 +223,7 @@ def test_a_pixel_model_is_refused_by_name(tmp_path):
         CoopDraw(parse(values, CoopConfig, "test"))
 
 
-def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tmp_path):
+def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tmp_path, uncompiled):
     """The whole of `eval coop` on tiny nets and a judge of pixels: every way draws, every figure is there."""
     import yaml
     from tqdm import tqdm

@@ -16,8 +16,11 @@ import yaml
 
 from mindpangu.checkpoint.lock import only_writer
 from mindpangu.checkpoint.store import load_tensors
+from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
+from mindpangu.train.config import TrainConfig
+from mindpangu.train.run import run
 from tests.tiny import training
 from tests.train.test_loop import states
 
@@ -89,3 +92,23 @@ def test_a_folder_has_one_writer(tmp_path):
             pass
     with only_writer(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (
+            {"pipeline_stage": 2, "micro_batch_num": 2},
+            "pipeline_stage: MindSpore's own needs Ascend, and this is a CPU",
+        ),
+        ({"optimizer_shard": True}, "optimizer_shard: MindSpore's own needs Ascend"),
+        ({"data_parallel": 2}, "data_parallel is 2, and 1 processes are running; start as many with msrun"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_refused_before_anything_is_made(runs, tmp_path, layout, said):
+    config = parse(
+        training("structure", runs, output_dir=str(tmp_path / "out"), parallel_config=layout), TrainConfig, "t"
+    )
+    with pytest.raises(UserError, match=said):
+        run(config)
+    assert not (tmp_path / "out").exists()
