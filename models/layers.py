@@ -15,6 +15,7 @@ from mindspore.common.initializer import Initializer, initializer
 
 from mindpangu import ops
 
+DOWN, UP = "lora_down", "lora_up"  # what the names of an adapted layer's two matrices end with
 MAX_PERIOD = 10000.0  # of the sinusoidal embeddings
 
 
@@ -83,13 +84,27 @@ class Conv2d(nn.Cell):
 class Dense(nn.Cell):
     """x · weightᵀ + bias over the last axis; biases start at zero."""
 
+    lora_down: Parameter  # of an adapted layer
+    lora_up: Parameter
+
     def __init__(self, in_channels: int, out_channels: int, bias: bool, init: Union[str, Initializer]) -> None:
         super().__init__()
         self.weight = Parameter(initializer(init, (out_channels, in_channels)), name="weight")
         self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias") if bias else None
+        self.adapted, self.scale = False, 1.0
+
+    def adapt(self, rank: int, scale: float) -> None:
+        """Add scale · up · down (O, rank) · (rank, C) to the weight; up begins at zero (LoRA, arXiv 2106.09685)."""
+        stem = self.weight.name.removesuffix("weight")
+        (out, inner), self.adapted, self.scale = self.weight.shape, True, scale
+        self.lora_down = Parameter(initializer("he_uniform", (rank, inner)), name=f"{stem}{DOWN}")
+        self.lora_up = Parameter(initializer("zeros", (out, rank)), name=f"{stem}{UP}")
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.dense(x, self.weight.astype(x.dtype), self.bias)
+        y = ops.dense(x, self.weight.astype(x.dtype), self.bias)
+        if self.adapted:
+            y = y + self.scale * ops.dense(ops.dense(x, self.lora_down), self.lora_up)
+        return y
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, init: str = "he_uniform") -> Conv2d:

@@ -44,6 +44,8 @@ def targets(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> dict[str, dict[str
 def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora:
     """The updates of a file for the parts of a model; what it has for "unet" goes to every UNet.
 
+    Where a module's name begins with a UNet's, "structure_…", it goes to that one alone.
+
     Raises:
         UserError: see `read_lora`; or a module that the model does not have, or of another shape.
     """
@@ -52,7 +54,9 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
     lora: Lora = {}
     unknown, misshapen = [], []
     for (part, module), update in read_lora(path).items():
-        for ours in parts_of.get(part, [""]):
+        named = [name for name in spec.unets if part == "unet" and module.startswith(f"{name}_")]
+        module = module.removeprefix(f"{named[0]}_") if named else module  # noqa: PLW2901
+        for ours in named or parts_of.get(part, [""]):
             target = table.get(ours, {}).get(module)
             if target is None:
                 unknown.append(f"{part} {module}")

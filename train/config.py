@@ -158,16 +158,50 @@ class ControlTask:
 
 
 @dataclass(frozen=True)
+class LoRATask:
+    """Train updates of `rank` (arXiv 2106.09685), counting alpha / rank, beside the weights of `load_checkpoint`.
+
+    `modules`: those of the attention, or all dense layers of the transformers. `expert`: in a model of several UNets,
+    the name of the one that this is; its LoRA then changes no other.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    modules: Literal["attention", "all"] = "attention"
+    expert: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank {self.rank}: at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class PriorTask:
+    """Other pictures of the same kind in a `share` of the batches, so that the kind is not forgotten.
+
+    Prior preservation (DreamBooth, arXiv 2208.12242): `encoded` holds what the model itself drew before.
+    """
+
+    encoded: Path
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share {self.share}: above 0 and below 1 is allowed")
+
+
+@dataclass(frozen=True)
 class DiffusionTask:
     """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text towers.
 
     `vae` and `text`: folders that those trainings wrote; without `text` the nets know no words and no sizes. `control`:
-    the UNet is trained already, and a ControlNet learns to steer it. `sizes`: every size of the model, in the order of
-    their index; the data's sizes are among them. `prediction`: what the net's output means. `scenes`: how many scenes
-    of `data` are encoded, once, into the latent cache; their captions are drawn afresh each time. `encoded`: in place
-    of both, a folder that `mindpangu data encode` made with the same parts. `crop_share`: share of the
-    batches that are cut to windows of `crop_latents` latents, the texture generator's way of training at a lower
-    resolution. `caption_dropout`: share of empty captions, for classifier-free guidance.
+    the UNet is trained already, and a ControlNet learns to steer it. `lora`: the UNet of `load_checkpoint` stays, and
+    an update of it learns. `sizes`: every size of the model, in the order of their index; the data's sizes are among
+    them. `prediction`: what the net's output means. `scenes`: how many scenes of `data` are encoded, once, into the
+    latent cache; their captions are drawn afresh each time. `encoded`: in place of both, a folder that `mindpangu data
+    encode` made with the same parts; `prior`: beside it, another. `crop_share`: share of the batches that are cut to
+    windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
+    `caption_dropout`: share of empty captions, for classifier-free guidance.
     """
 
     unet: UNetSpec
@@ -175,9 +209,11 @@ class DiffusionTask:
     sizes: tuple[str, ...]
     scenes: int = 0
     encoded: Optional[Path] = None
+    prior: Optional[PriorTask] = None
     text: Optional[Path] = None
     size_dim: int = 0
     control: Optional[ControlTask] = None
+    lora: Optional[LoRATask] = None
     t_min: int = 0
     t_max: int = 1000
     prediction: Literal["epsilon", "v", "x0"] = "v"
@@ -195,6 +231,10 @@ class DiffusionTask:
             raise ValueError(f"scenes {self.scenes} and encoded {self.encoded}: one of them is needed")
         if self.encoded is not None and self.text is None:
             raise ValueError("encoded: encoded data has words, and text says which towers made their features")
+        if self.prior is not None and self.encoded is None:
+            raise ValueError("prior: it stands beside encoded data, and there is none")
+        if self.control is not None and self.lora is not None:
+            raise ValueError("control and lora: one of them at a time is trained")
         if self.control is not None and (self.text is not None or self.crop_share):
             raise ValueError("control: a ControlNet is trained on a net without words, and on whole pictures")
 
@@ -250,6 +290,8 @@ class TrainConfig:
             )
         if self.recompute_config.recompute and self.diffusion is None:
             raise ValueError("recompute_config: only UNets are recomputed, and none is trained here")
+        if self.diffusion is not None and self.diffusion.lora is not None and self.load_checkpoint is None:
+            raise ValueError("diffusion.lora: load_checkpoint must name the UNet that it changes")
         encoded = None if self.diffusion is None else self.diffusion.encoded
         if (self.data is None) == (encoded is None):
             raise ValueError("data or diffusion.encoded is needed, and not both")

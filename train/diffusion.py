@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import numpy as np
-from mindspore import Tensor, mutable, nn
+from mindspore import Parameter, Tensor, mutable, nn
 from mindspore import ops as mops
 from PIL import Image
 
@@ -19,7 +19,9 @@ from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, Nois
 from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
+from mindpangu.models.adapters import adapt, lora_file
 from mindpangu.models.conditioner import Conditioner
+from mindpangu.models.layers import DOWN, UP
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
@@ -37,6 +39,11 @@ def frozen(net: Net) -> Net:
     for parameter in net.get_parameters():
         parameter.requires_grad = False
     return net
+
+
+def _whole(unet: UNet) -> list[Parameter]:
+    """The weights of a net, without what a LoRA adds."""
+    return [p for p in unet.get_parameters() if not p.name.endswith((DOWN, UP))]
 
 
 class DiffusionLoss(nn.Cell):
@@ -99,12 +106,22 @@ class TrainDiffusion:
 
     def build(self) -> None:
         """The net that learns, within its loss, and one to show what it has learned."""
-        self.loss_net = DiffusionLoss(UNet(self.task.unet), self.conditioner, self.task.prediction)
-        self._shown = UNet(self.task.unet)
+        self.loss_net = DiffusionLoss(self.unet(), self.conditioner, self.task.prediction)
+        self._shown = self.unet()
+
+    def unet(self) -> UNet:
+        """A net of the task's shape; what is trainable of it is what is trained."""
+        unet, lora = UNet(self.task.unet), self.task.lora
+        if lora is not None:
+            adapt(unet, lora.rank, lora.alpha, lora.modules)
+        return unet
 
     def start_from(self, path: Path) -> None:
-        """Take the first weights from a unet.safetensors."""
-        load_into(self.loss_net.unet.trainable_params(), prefixed(load_tensors(path), "unet."), str(path))
+        """Take the first weights, or with `lora` those that stay, from a unet.safetensors."""
+        weights = load_tensors(path)
+        load_into(_whole(self.loss_net.unet), prefixed(weights, "unet."), str(path))
+        if self.task.lora is not None:
+            load_into(_whole(self._shown), weights, str(path))
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Latents of one size, noise, and what the nets are told; some batches are cut to windows."""
@@ -182,6 +199,11 @@ class TrainDiffusion:
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
-        """unet.safetensors in fp16."""
+        """unet.safetensors in fp16, or lora.safetensors."""
+        lora = self.task.lora
+        if lora is not None:
+            tensors = lora_file(self._shown, unprefixed(weights, "unet."), lora.alpha / lora.rank, lora.expert)
+            save_checkpoint(folder / "lora.safetensors", tensors, card)
+            return
         tensors = half(unprefixed(weights, "unet."))
         save_checkpoint(folder / "unet.safetensors", tensors, {"spec": asdict(self.task.unet), **card})

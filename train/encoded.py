@@ -11,7 +11,6 @@ from safetensors import safe_open
 
 from mindpangu.checkpoint.store import read_card
 from mindpangu.errors import UserError
-from mindpangu.models.unet import UNet
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.diffusion import SHOWN, DiffusionLoss, TrainDiffusion
 from mindpangu.train.encode import EMPTY, encoder_key
@@ -108,6 +107,12 @@ class Epochs:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def turn(batch: int, prior_share: float) -> tuple[int, int]:
+    """Whose turn it is, the data's (0) or the prior's (1), and which of its own batches is next."""
+    before, after = int(batch * prior_share), int((batch + 1) * prior_share)
+    return (1, before) if after > before else (0, batch - before)
+
+
 class TrainEncoded(TrainDiffusion):
     """The `loop.Task` for a generator on encoded data."""
 
@@ -116,23 +121,28 @@ class TrainEncoded(TrainDiffusion):
         assert self.task.encoded is not None
         assert self.task.text is not None
         key = encoder_key(self.task.vae, self.task.text, self.task.sizes, self.task.size_dim)
-        self.data = EncodedData(self.task.encoded, key, self.task.sizes)
-        counts = {size: len(rows) for size, rows in self.data.rows.items()}
-        self.epochs = Epochs(counts, config.runner_config.batch_size, self.seed)
+        prior = self.task.prior
+        folders = [self.task.encoded] if prior is None else [self.task.encoded, prior.encoded]
+        self.sets = [EncodedData(folder, key, self.task.sizes) for folder in folders]
+        self.data, self.prior_share = self.sets[0], 0.0 if prior is None else prior.share
+        self.epochs = [
+            Epochs({size: len(rows) for size, rows in one.rows.items()}, config.runner_config.batch_size, self.seed)
+            for one in self.sets
+        ]
 
     def build(self) -> None:
         """The net that learns, within its loss, and one to show what it has learned."""
-        self.loss_net = EncodedLoss(UNet(self.task.unet), None, self.task.prediction)
-        self._shown = UNet(self.task.unet)
+        self.loss_net = EncodedLoss(self.unet(), None, self.task.prediction)
+        self._shown = self.unet()
 
     def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """The epoch's next latents, and one of each one's captions, or the empty one."""
-        size, rows = self.epochs.batch(nimg // count)
-        latents = np.stack([self.data.latents(size, row) for row in rows]).astype(np.float32)
+        which, number = turn(nimg // count, self.prior_share)
+        data = self.sets[which]
+        size, rows = self.epochs[which].batch(number)
+        latents = np.stack([data.latents(size, row) for row in rows]).astype(np.float32)
         empty, choose = rng.random(count) < self.task.caption_dropout, rng.random(count)
-        told = [
-            self.data.empty[size] if empty[i] else self.data.told(size, row, choose[i]) for i, row in enumerate(rows)
-        ]
+        told = [data.empty[size] if empty[i] else data.told(size, row, choose[i]) for i, row in enumerate(rows)]
         return latents, tuple(np.stack(one).astype(np.float32) for one in zip(*told))
 
     def shown(self) -> tuple[np.ndarray, tuple[Tensor, ...]]:

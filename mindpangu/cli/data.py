@@ -55,6 +55,7 @@ def pack(
     ),
     out: Path = OUT,
     per_shard: int = typer.Option(1000, min=1, help="Samples a shard."),
+    caption: str = typer.Option("", help="Caption of pictures that have none beside them."),
     scenes: int = typer.Option(10000, min=1, help="How many scenes to draw of an emoji data set."),
     size: list[str] = typer.Option(["128x128"], help="Size of the scenes; may be repeated."),
     group: list[str] = typer.Option([], help="Only scenes of these groups; may be repeated."),
@@ -74,7 +75,7 @@ def pack(
         )
         samples, count = packing.scenes(Examples(config), scenes), scenes
     else:
-        pictures, silent = packing.captioned(folder)
+        pictures, silent = packing.captioned(folder, caption)
         samples, count = packing.files(pictures), len(pictures)
         if silent:
             print(f"{len(silent)} pictures have no caption beside them and are left out, for example {silent[0]}")

@@ -26,30 +26,35 @@ def scenes(examples: Examples, count: int) -> Iterator[Sample]:
         yield f"{i:08}", {"png": file.getvalue(), **fields}
 
 
-def captioned(folder: Path) -> tuple[dict[Path, dict[str, Path]], list[Path]]:
-    """The pictures below `folder` with their captions, {field: NAME.txt, NAME.en.txt, …}, and those that have none.
+def captioned(folder: Path, otherwise: str = "") -> tuple[dict[Path, dict[str, bytes]], list[Path]]:
+    """The pictures below `folder` with their captions, those of NAME.txt, NAME.en.txt, …, and those that have none.
+
+    `otherwise`: the caption of those.
 
     Raises:
         UserError: no picture has one.
     """
     pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in PICTURES)
-    beside = {path: _beside(path) for path in pictures}
+    default = {"txt": otherwise.encode()} if otherwise else {}
+    beside = {path: _beside(path) or default for path in pictures}
     good = {path: captions for path, captions in beside.items() if captions}
     if not good:
-        raise UserError(f"{folder}: {len(pictures)} pictures, none with a caption beside it (fox.jpg and fox.txt)")
+        raise UserError(
+            f"{folder}: {len(pictures)} pictures, none with a caption beside it (fox.jpg and fox.txt); --caption gives "
+            "one to all"
+        )
     return good, [path for path in pictures if path not in good]
 
 
-def _beside(path: Path) -> dict[str, Path]:
+def _beside(path: Path) -> dict[str, bytes]:
     places = {field: path.with_name(f"{path.stem}.{field}") for field in CAPTIONS}
-    return {field: place for field, place in places.items() if place.is_file()}
+    return {field: place.read_bytes() for field, place in places.items() if place.is_file()}
 
 
-def files(pictures: Mapping[Path, Mapping[str, Path]]) -> Iterator[Sample]:
+def files(pictures: Mapping[Path, Mapping[str, bytes]]) -> Iterator[Sample]:
     """Pictures as they are, with their captions."""
     for i, (path, captions) in enumerate(pictures.items()):
-        fields = {path.suffix.lower().lstrip("."): path, **captions}
-        yield f"{i:08}", {field: place.read_bytes() for field, place in fields.items()}
+        yield f"{i:08}", {path.suffix.lower().lstrip("."): path.read_bytes(), **captions}
 
 
 def pack(samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], object]) -> int:
