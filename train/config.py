@@ -109,12 +109,14 @@ class Callbacks:
     """How often (in images) to log, to draw samples and to write a checkpoint; each also happens at the end.
 
     `keep_checkpoint_max`: how many checkpoints are kept; an older one goes only when a newer one has been read back.
+    `tensorboard`: event files too (the extra `watch`).
     """
 
     log_images: int = 1024
     sample_images: int = 16384
     checkpoint_images: int = 8192
     keep_checkpoint_max: int = 2
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.keep_checkpoint_max < 1:

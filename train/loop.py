@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Protocol
 
@@ -16,17 +15,17 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from mindpangu.checkpoint.store import save_tensors, write_atomically
+from mindpangu.checkpoint.store import save_tensors
 from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.state import Average, State, load_state, save_state
+from mindpangu.train.stats import Record
 from mindpangu.train.step import LOSS_SCALE, TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
-STATS = "stats.jsonl"
 NO_OTHERS = Ranks()
 
 
@@ -93,14 +92,6 @@ def git_commit() -> str:
     return done.stdout.strip()
 
 
-def forget_after(stats: Path, nimg: int) -> None:
-    """Drop the lines of images that a resumed run will see again."""
-    if stats.exists():
-        lines = stats.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
-        write_atomically(stats, "".join(kept).encode())
-
-
 def stop_at(state: State, batch: Sequence[np.ndarray], config: TrainConfig, ranks: Ranks) -> NoReturn:
     """End a run that goes nowhere; each process leaves its part of the batch that was too much.
 
@@ -162,15 +153,14 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     average = Average(list(step.weights), config.ema_half_life_images)
     resumed = load_state(folder, step, average) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
-    if ranks.first:
-        forget_after(folder / STATS, state.nimg)
+    record = Record(folder, state.nimg, config.callbacks.tensorboard) if ranks.first else None
     meter = Meter(state.nimg)
     bar = progress_bar(folder.name, state, total, ranks.first)
 
     def passed(every: int) -> bool:
         return ranks.first and (state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end)
 
-    with ThreadPoolExecutor(1) as pool, (folder / STATS).open("a", encoding="utf-8") as stats:
+    with ThreadPoolExecutor(1) as pool, record or nullcontext():
         upcoming = pool.submit(task.batch, state.nimg, batch_size)
         while state.nimg < end:
             # Gradients and step, while the next batch is made.
@@ -189,15 +179,16 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
             if ranks.first and state.taken and state.step % EMA_EVERY == 0:
                 average.update(EMA_EVERY * batch_size, state.nimg)
             # Status, samples, checkpoint.
-            if passed(config.callbacks.log_images):
+            if record is not None and passed(config.callbacks.log_images):
                 line = meter.line(state, lr, norm)
-                stats.write(json.dumps(line) + "\n")
-                stats.flush()
+                record.line(line)
                 bar.set_postfix(loss=line["loss"], skipped=state.skipped)
             if state.taken and passed(config.callbacks.checkpoint_images):
                 save_state(folder, state, step, average, card(state, config), config.callbacks.keep_checkpoint_max)
-            if passed(config.callbacks.sample_images):
-                task.samples(average.values, folder / f"samples-{state.nimg:08d}.png")
+            if record is not None and passed(config.callbacks.sample_images):
+                picture = folder / f"samples-{state.nimg:08d}.png"
+                task.samples(average.values, picture)
+                record.samples(picture, state.nimg)
         upcoming.cancel()
     bar.close()
     if not ranks.first:

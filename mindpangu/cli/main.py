@@ -7,7 +7,21 @@ import warnings
 
 import typer
 
-from mindpangu.cli import bench, convert, coop, data, doctor, edges, evaluate, generate, inspect, plan, train, zoo
+from mindpangu.cli import (
+    bench,
+    convert,
+    coop,
+    data,
+    doctor,
+    edges,
+    evaluate,
+    generate,
+    inspect,
+    plan,
+    report,
+    train,
+    zoo,
+)
 from mindpangu.errors import UserError
 from mindpangu.version import __version__
 
@@ -26,6 +40,7 @@ app.command("coop")(coop.coop)
 app.command("edges")(edges.edges)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
