@@ -148,7 +148,9 @@ def compare(
     check_writable(out)
     folders = {folder.resolve().name: folder for folder in map(zoo.find, models)}
     pictures = _pictures(data, models[0], groups)
-    small = trained_with and {r.file for r in manifest.read(trained_with) if r.size < SIDE}
+    small = None
+    if trained_with is not None:
+        small = {r.file for r in manifest.read(trained_with) if r.size < SIDE}
     comparison = Comparison(pictures, Galleries(pictures, Judge()), small)
     figures, drawn = {}, {}
     for name, folder in folders.items():
