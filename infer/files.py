@@ -1,33 +1,73 @@
-"""Pictures on disk: PNGs that carry their settings, and a contact sheet with captions in both languages."""
+"""Pictures on disk, which carry their settings, and a contact sheet with captions in both languages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from mindpangu.checkpoint.store import write_atomically
+from mindpangu.errors import UserError
 from mindpangu.infer.pipeline import Drawing
 
 SETTINGS_KEY = "mindpangu"
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}
+QUALITY: dict[str, dict[str, Any]] = {".webp": {"lossless": True}, ".jpg": {"quality": 95, "subsampling": 0}}
 FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"
 CAPTION_SIZE, CAPTION_LINES, MARGIN = 13, 3, 8
 
 
+def encoded(drawing: Drawing, suffix: str = ".png") -> bytes:
+    """A picture file that carries its settings: as JSON, and as the "parameters" text that many programs show.
+
+    PNG has them in its text chunks "mindpangu" and "parameters"; WebP and JPEG in EXIF, the JSON as ImageDescription
+    and the text as UserComment.
+    """
+    plain, text = json.dumps(drawing.settings, ensure_ascii=False), parameters(drawing.settings)
+    buffer = BytesIO()
+    if suffix == ".png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(SETTINGS_KEY, plain)
+        info.add_itxt("parameters", text)
+        drawing.image.save(buffer, format="PNG", pnginfo=info)
+        return buffer.getvalue()
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = json.dumps(drawing.settings)  # ASCII by its definition
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
+    drawing.image.save(buffer, format=FORMATS[suffix], exif=exif, **QUALITY[suffix])
+    return buffer.getvalue()
+
+
+def parameters(settings: Mapping[str, Any]) -> str:
+    """The settings as AUTOMATIC1111's web UI writes them: prompt, negative prompt, "Steps: 30, Sampler: …"."""
+    lines = [settings["prompt"]]
+    if settings.get("negative"):
+        lines.append(f"Negative prompt: {settings['negative']}")
+    named = {
+        "Steps": settings.get("steps"),
+        "Sampler": settings.get("sampler"),
+        "Schedule type": settings.get("sigmas"),
+        "CFG scale": settings.get("guidance"),
+        "Seed": settings.get("seed"),
+        "Size": settings.get("size"),
+        "Model hash": settings.get("digest"),
+        "Model": settings.get("model"),
+        "Version": f"MindPanGu {settings.get('version')}",
+    }
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in named.items() if value is not None)])
+
+
 def save_drawing(drawing: Drawing, path: Path) -> None:
-    """Write a PNG; its text chunk "mindpangu" holds the settings as JSON.
+    """Write a picture in the format of its suffix, with its settings.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(SETTINGS_KEY, json.dumps(drawing.settings, ensure_ascii=False))
-    buffer = BytesIO()
-    drawing.image.save(buffer, format="PNG", pnginfo=info)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, encoded(drawing, path.suffix))
 
 
 def save_drawings(drawings: Sequence[Drawing], folder: Path, grid: bool) -> Path:
@@ -44,10 +84,24 @@ def save_drawings(drawings: Sequence[Drawing], folder: Path, grid: bool) -> Path
     return folder / "grid.png"
 
 
-def read_settings(path: Path) -> dict:
-    """The settings in a PNG's metadata ({} where there are none)."""
-    with Image.open(path) as picture:
-        return dict(json.loads(picture.info.get(SETTINGS_KEY, "{}")))
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a picture carries ({} where it carries none).
+
+    Raises:
+        UserError: no such file, or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(SETTINGS_KEY) or picture.getexif().get(ExifTags.Base.ImageDescription) or "{}"
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable picture ({error})") from None
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        return {}  # another program's description
+    return settings if isinstance(settings, dict) and "prompt" in settings else {}
 
 
 def contact_sheet(drawings: Sequence[Drawing], columns: int = 0, scale: int = 1) -> Image.Image:

@@ -32,6 +32,7 @@ from mindpangu.infer.control import Control, ControlledDenoiser
 from mindpangu.infer.request import Request, check, check_size
 from mindpangu.infer.step_cache import StepCache
 from mindpangu.text.weights import parse_weights
+from mindpangu.version import __version__
 
 if TYPE_CHECKING:
     from mindpangu.models.spec import ModelSpec, PipelineSpec
@@ -42,6 +43,7 @@ KEPT_OUT = (
     "prompts",
     "n",
     "seed",
+    "indices",
     "source",
     "strength",
     "controls",
@@ -138,6 +140,7 @@ class PanGuDraw:
             raise UserError(f"dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
         zoo.check(folder)
         self.folder = folder
+        self.digest = hashlib.sha256(zoo.fingerprint(folder).encode()).hexdigest()[:16]
         self.model = spec_of(folder)
         self.spec = self.model.pipeline
         self.schedule = NoiseSchedule(self.spec.schedule)
@@ -366,6 +369,8 @@ class PanGuDraw:
             shown["loras"] = self.loras
         return {
             "model": self.spec.name,
+            "digest": self.digest,
+            "version": __version__,
             "prompt": prompt,
             "seed": seed,
             "index": index,

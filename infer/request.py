@@ -28,7 +28,8 @@ class Request:
     """Prompts and how to draw them.
 
     size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
-    seed: one for all pictures, or one for each, which is then what that seed alone draws of its prompt;
+    seed: one for all pictures, or one for each, which is then what that seed alone draws of its prompt; indices: with
+    one seed for each, which of that seed's pictures it is, by default its first;
     sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
     features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
     through, 1 for all; lag: switch the nets one step late, as the released code does; controls: ControlNets that steer;
@@ -46,6 +47,7 @@ class Request:
     negative: str = ""
     seed: Union[int, tuple[int, ...]] = 0
     n: int = 1
+    indices: tuple[int, ...] = ()
     sampler: str = "euler"
     sigmas: str = "uniform"
     cache_interval: int = 1
@@ -80,7 +82,7 @@ class Request:
         prompt, index = divmod(number, self.n)
         if isinstance(self.seed, int):
             return self.seed, self.prompts[prompt], index
-        return self.seed[number], self.prompts[prompt], 0
+        return self.seed[number], self.prompts[prompt], self.indices[number] if self.indices else 0
 
     @property
     def height(self) -> int:
@@ -126,6 +128,8 @@ def check(request: Request, spec: PipelineSpec) -> None:
             raise UserError(f"seed is {seed}; 0 to {MAX_SEED} is allowed")
     if not isinstance(request.seed, int) and len(request.seed) != request.pictures:
         raise UserError(f"{len(request.seed)} seeds for {request.pictures} pictures; give one, or one for each picture")
+    if request.indices and (isinstance(request.seed, int) or len(request.indices) != len(request.seed)):
+        raise UserError("indices: one for each of the pictures' seeds is needed")
     if not math.isfinite(request.guidance):
         raise UserError(
             f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}"

@@ -8,6 +8,7 @@ import warnings
 import typer
 
 from mindpangu.cli import (
+    batch,
     bench,
     convert,
     coop,
@@ -36,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("generate")(generate.generate)
+app.command("batch")(batch.batch)
 app.command("coop")(coop.coop)
 app.command("edges")(edges.edges)
 app.command("train")(train.train)

@@ -1,0 +1,227 @@
+"""Offline batch inference: thousands of prompts, many processes, each picture exactly once.
+
+What is drawn together, a unit, is a function of the file of prompts and the settings alone, and unit k belongs to
+process k mod ranks. So a run that was killed, or goes on with another number of processes, draws the same batches, and
+a picture's bytes do not depend on it. A unit that is whole on the disk is noted in a journal, and not drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from mindpangu.checkpoint.store import write_atomically
+from mindpangu.data.examples import parse_size
+from mindpangu.data.shards import write as write_shard
+from mindpangu.errors import UserError
+from mindpangu.infer.files import FORMATS, encoded
+from mindpangu.infer.pipeline import Drawing, PanGuDraw
+from mindpangu.infer.request import Request, check
+from mindpangu.infer.rows import Row, read_rows
+from mindpangu.infer.source import Source
+from mindpangu.parallel.ranks import Ranks
+
+PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Picture `index` of a row, and the file that it goes to."""
+
+    line: int
+    row: Row
+    index: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pictures that are finished together: batches, each drawn at once; one, or as many as fill a shard."""
+
+    number: int
+    batches: tuple[tuple[Picture, ...], ...]
+    shard: Optional[str] = None
+
+    @property
+    def pictures(self) -> int:
+        """How many."""
+        return sum(map(len, self.batches))
+
+    @property
+    def files(self) -> list[str]:
+        """What it leaves."""
+        return [self.shard] if self.shard else [picture.file for batch in self.batches for picture in batch]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units, rows that cannot be drawn as (line, reason), and what tells this run from others."""
+
+    units: tuple[Unit, ...]
+    bad: tuple[tuple[int, str], ...]
+    digest: str
+
+    @property
+    def pictures(self) -> int:
+        """How many will have been drawn in the end."""
+        return sum(unit.pictures for unit in self.units)
+
+
+def make_plan(
+    prompts: Path, defaults: Mapping[str, Any], model: PanGuDraw, batch: int, suffix: str, per_shard: Optional[int]
+) -> Plan:
+    """Read a file of prompts, leave out what `model` cannot draw, and put alike rows together.
+
+    Raises:
+        UserError: the file cannot be read, or an option is none.
+    """
+    if suffix not in FORMATS:
+        raise UserError(f"format {suffix.lstrip('.')} is unknown; allowed: {', '.join(s.lstrip('.') for s in FORMATS)}")
+    if batch < 1 or (per_shard is not None and per_shard < 1):
+        raise UserError(f"batch {batch}, per shard {per_shard}: at least 1 is needed")
+    alike: dict[tuple[Any, ...], list[Picture]] = {}
+    bad: list[tuple[int, str]] = []
+    taken: set[str] = set()
+    digest = hashlib.sha256(repr((model.digest, batch, suffix, per_shard)).encode())
+    for line, row in read_rows(prompts, defaults):
+        problem = row if isinstance(row, str) else _problem(row, line, model, suffix, taken)
+        if isinstance(row, str) or problem:
+            bad.append((line, problem))
+            continue
+        digest.update(repr((line, row)).encode())
+        files = row.files(line, suffix)
+        taken.update(file.casefold() for file in files)
+        alike.setdefault(row.shape, []).extend(Picture(line, row, index, file) for index, file in enumerate(files))
+    batches = [tuple(one[i : i + batch]) for one in alike.values() for i in range(0, len(one), batch)]
+    return Plan(tuple(_units(batches, per_shard)), tuple(bad), digest.hexdigest()[:16])
+
+
+def _problem(row: Row, line: int, model: PanGuDraw, suffix: str, taken: set[str]) -> str:
+    """Why a row cannot be drawn; "" where it can."""
+    try:
+        check(request_of(model, [Picture(line, row, index, "") for index in range(row.n)]), model.spec)
+    except UserError as error:
+        return str(error)
+    again = [file for file in row.files(line, suffix) if file.casefold() in taken]
+    return f"file {again[0]} is another row's already" if again else ""
+
+
+def _units(batches: Sequence[tuple[Picture, ...]], per_shard: Optional[int]) -> Iterator[Unit]:
+    if per_shard is None:
+        yield from (Unit(number, (one,)) for number, one in enumerate(batches))
+        return
+    waiting: list[tuple[Picture, ...]] = []
+    number = 0
+    for i, one in enumerate(batches):
+        waiting.append(one)
+        if sum(map(len, waiting)) >= per_shard or i == len(batches) - 1:
+            yield Unit(number, tuple(waiting), f"{number:05}.tar")
+            waiting, number = [], number + 1
+
+
+def request_of(model: PanGuDraw, pictures: Sequence[Picture]) -> Request:
+    """A request for pictures of alike rows. Raises: UserError where a picture to start from cannot be opened."""
+    row, spec = pictures[0].row, model.spec
+    size = row.size or spec.default_size
+    source = None
+    if row.init is not None:
+        try:
+            source = Source.open(row.init, row.mask, parse_size(size))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return Request(
+        tuple(picture.row.prompt for picture in pictures),
+        size,
+        spec.default_guidance if row.guidance is None else row.guidance,
+        steps=row.steps,
+        styles=row.styles or spec.default_styles,
+        negative=row.negative,
+        seed=tuple(picture.row.seed for picture in pictures),
+        indices=tuple(picture.index for picture in pictures),
+        sampler=row.sampler,
+        sigmas=row.sigmas,
+        rescale=row.rescale,
+        source=source,
+        strength=row.strength,
+        batch=len(pictures),
+    )
+
+
+class Run:
+    """A plan's work in a folder, for one of several processes."""
+
+    def __init__(self, plan: Plan, out: Path, batch: int, ranks: Ranks) -> None:
+        """Begin it, or go on.
+
+        Raises:
+            UserError: the folder holds another run, or cannot be written.
+        """
+        self.plan, self.out, self.batch, self.ranks = plan, out, batch, ranks
+        known = out / PLAN
+        if known.exists() and json.loads(known.read_text(encoding="utf-8")).get("digest") != plan.digest:
+            raise UserError(f"{out}: holds a run of other prompts, settings or another model; choose another --out")
+        if ranks.first:
+            errors = [json.dumps({"line": line, "reason": why}, ensure_ascii=False) + "\n" for line, why in plan.bad]
+            write_atomically(out / ERRORS, "".join(errors).encode())
+            write_atomically(known, (json.dumps({"digest": plan.digest, "pictures": plan.pictures}) + "\n").encode())
+        mine = [unit for unit in plan.units if unit.number % ranks.size == ranks.rank]
+        done = finished(out)
+        self.left = [unit for unit in mine if unit.number not in done or not self._whole(unit)]
+        self.done = sum(unit.pictures for unit in mine) - sum(unit.pictures for unit in self.left)
+
+    def _whole(self, unit: Unit) -> bool:
+        return all((self.out / file).is_file() for file in unit.files)
+
+    def __call__(self, model: PanGuDraw) -> Iterator[int]:
+        """Draw what is left; yields how many pictures each unit has, as it is finished."""
+        journal = self.out / JOURNAL.format(rank=self.ranks.rank)
+        heal(journal)
+        with journal.open("a", encoding="utf-8") as noted:
+            for unit in self.left:
+                self._finish(unit, [self._draw(model, pictures) for pictures in unit.batches])
+                noted.write(json.dumps({"unit": unit.number, "pictures": unit.pictures}) + "\n")
+                noted.flush()
+                os.fsync(noted.fileno())
+                yield unit.pictures
+
+    def _draw(self, model: PanGuDraw, pictures: Sequence[Picture]) -> list[Drawing]:
+        """The drawings of a batch, which is filled up to the others' size, so that nothing is compiled for it."""
+        filled = [*pictures, *[pictures[-1]] * (self.batch - len(pictures))]
+        return list(model.draw(request_of(model, filled)))[: len(pictures)]
+
+    def _finish(self, unit: Unit, drawn: Sequence[Sequence[Drawing]]) -> None:
+        pairs = [pair for pictures, drawings in zip(unit.batches, drawn) for pair in zip(pictures, drawings)]
+        if unit.shard is None:
+            for picture, drawing in pairs:
+                write_atomically(self.out / picture.file, encoded(drawing, Path(picture.file).suffix))
+            return
+        samples = []
+        for picture, drawing in pairs:
+            stem, _, suffix = picture.file.rpartition(".")
+            settings = json.dumps(drawing.settings, ensure_ascii=False).encode()
+            fields = {suffix: encoded(drawing, f".{suffix}"), "txt": drawing.prompt.encode(), "settings": settings}
+            samples.append((stem.replace(".", "_"), fields))
+        write_shard(self.out / unit.shard, samples)
+
+
+def heal(journal: Path) -> None:
+    """End a line that was being written when the process ended, so that the next one stands alone."""
+    if journal.exists():
+        data = journal.read_bytes()
+        if data and not data.endswith(b"\n"):
+            write_atomically(journal, data[: data.rfind(b"\n") + 1])
+
+
+def finished(out: Path) -> set[int]:
+    """The numbers of the units that any process has noted as finished."""
+    done = set()
+    for journal in out.glob(JOURNAL.format(rank="*")):
+        for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                done.add(int(json.loads(line)["unit"]))
+    return done

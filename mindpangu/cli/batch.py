@@ -1,0 +1,78 @@
+"""`mindpangu batch`: thousands of prompts from a file, each drawn exactly once."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from tqdm import tqdm
+
+from mindpangu.cli.generate import DEFAULT_MODEL, check_writable
+from mindpangu.errors import UserError
+
+BAD_ROWS = 3  # exit code: everything is drawn but what errors.jsonl lists
+
+
+def batch(
+    prompts: Path = typer.Argument(
+        ..., help=".txt (a prompt a line), .csv or .jsonl with options a row; docs/batch.md."
+    ),
+    out: Path = typer.Option(..., help="Folder to write; a second run goes on where the first one stopped."),
+    set_: list[str] = typer.Option([], "--set", help="key=value for rows that do not say, for example steps=20."),
+    batch_size: int = typer.Option(8, "--batch", help="Pictures drawn together."),
+    form: str = typer.Option("png", "--format", help="png, webp (lossless) or jpg."),
+    shards: bool = typer.Option(False, "--shards", help="Tar files in WebDataset's layout instead of single pictures."),
+    per_shard: int = typer.Option(1000, help="Pictures a shard, at least."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
+    device: str = typer.Option("auto", help="auto, CPU or Ascend."),
+) -> None:
+    """Draw a file of prompts; under msrun, by several processes. Exit code 3: some rows could not be drawn."""
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.infer.batch import ERRORS, Run, make_plan
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.parallel.ranks import join
+
+    check_writable(out)
+    defaults = dict(_pair(text) for text in set_)
+    pipeline = PanGuDraw.from_pretrained(model, device)
+    ranks = join()
+    plan = make_plan(prompts, defaults, pipeline, batch_size, f".{form}", per_shard if shards else None)
+    run = Run(plan, out, batch_size, ranks)
+    ranks.wait()
+    started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
+    with tqdm(total=run.done + mine, initial=run.done, unit="picture", disable=not ranks.first) as bar:
+        bar.set_postfix(bad_rows=len(plan.bad))
+        for count in run(pipeline):
+            bar.update(count)
+    ranks.wait()
+    if ranks.first:
+        seconds = time.monotonic() - started
+        summary = {
+            "pictures": plan.pictures,
+            "bad_rows": len(plan.bad),
+            "found_finished": run.done,
+            "drawn_by_first_process": mine,
+            "processes": ranks.size,
+            "seconds": round(seconds, 1),
+            "pictures_per_second": round(ranks.size * mine / seconds, 2) if mine else None,
+            "digest": plan.digest,
+        }
+        write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        print(f"{plan.pictures} pictures in {out}", end="")
+        print(f"; {len(plan.bad)} rows could not be drawn: {out / ERRORS}" if plan.bad else "")
+    if plan.bad:
+        raise typer.Exit(BAD_ROWS)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    try:
+        if sign and key.strip():
+            return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise UserError(f"--set {text}: use key=value, for example --set steps=20")

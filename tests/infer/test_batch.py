@@ -1,0 +1,232 @@
+"""Offline batches: rows of all kinds, bad ones left out, and every picture once whatever is killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mindpangu.data.shards import Shard
+from mindpangu.errors import UserError
+from mindpangu.infer.batch import Run, finished, make_plan
+from mindpangu.infer.files import encoded, read_settings
+from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.infer.rows import Row, read_rows
+from mindpangu.parallel.ranks import Ranks
+
+DEFAULTS = {"steps": 1}
+ROWS = [
+    {"prompt": "a red bus"},
+    {"prompt": "一只狐狸", "seed": 3, "n": 3},
+    {"prompt": "a fox", "size": "48x32"},
+    {"prompt": "a dog", "file": "animals/dog.png", "styles": {"noto": 2.0}},
+    {"prompt": "a cat", "seed": 9},
+]
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return PanGuDraw.from_pretrained(str(model_folder))
+
+
+def written(folder, rows, name="prompts.jsonl"):
+    path = folder / name
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def planned(path, model, suffix=".png", per_shard=None):
+    return make_plan(path, DEFAULTS, model, 2, suffix, per_shard)
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in (".png", ".tar", ".jpg", ".webp")
+    }
+
+
+@pytest.fixture(scope="module")
+def quiet(model, tmp_path_factory):
+    """The rows, and what an undisturbed run draws of them."""
+    from tests.conftest import without_graphs
+
+    folder = tmp_path_factory.mktemp("quiet")
+    path, out = written(folder, ROWS), folder / "out"
+    with without_graphs():
+        assert sum(Run(planned(path, model), out, 2, Ranks())(model)) == 7
+    return path, contents(out)
+
+
+def test_each_picture_is_what_generate_draws_of_its_seed(quiet, model, uncompiled):
+    """Nearly: what is drawn beside it changes the rounding of the nets, not the noise."""
+    _, files = quiet
+    assert sorted(files) == [
+        "0000001.png", "0000002-000.png", "0000002-001.png", "0000002-002.png", "0000003.png", "0000005.png",
+        "animals/dog.png",
+    ]  # fmt: skip
+    alone = model("一只狐狸", seed=3, n=3, steps=1)
+    for index, drawing in enumerate(alone):
+        from io import BytesIO
+
+        with Image.open(BytesIO(files[f"0000002-{index:03}.png"])) as picture:
+            assert np.abs(np.asarray(picture).astype(int) - np.asarray(drawing.image)).max() <= 2
+            assert json.loads(picture.info["mindpangu"])["index"] == index
+
+
+def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, model, tmp_path, uncompiled, monkeypatch):
+    """A kill is an exception out of any write, also in the middle of a journal's line; ranks change between."""
+    from mindpangu.infer import batch
+
+    path, wanted = quiet
+    plan, out, rng = planned(path, model), tmp_path / "out", random.Random(1)
+    drawn = []
+    real = batch.request_of
+
+    def counted(model, pictures):
+        drawn.append(pictures[0].file)
+        return real(model, pictures)
+
+    monkeypatch.setattr(batch, "request_of", counted)
+    write = batch.write_atomically
+    kills = 0
+    while True:
+        ranks = rng.choice([1, 2, 3])
+        fuse = [rng.randint(0, 2)]
+
+        def dying(target, content, fuse=fuse):
+            if Path(target).suffix == ".png":
+                if fuse[0] == 0:
+                    raise KeyboardInterrupt
+                fuse[0] -= 1
+            write(target, content)
+
+        monkeypatch.setattr(batch, "write_atomically", dying)
+        try:
+            for rank in range(ranks):
+                before = finished(out)
+                run = Run(plan, out, 2, Ranks(rank, ranks))
+                assert not before & {unit.number for unit in run.left}  # nothing that was finished is drawn again
+                for _ in run(model):
+                    pass
+        except KeyboardInterrupt:
+            kills += 1
+            if kills % 2:
+                with (out / "journal-0.jsonl").open("a") as file:
+                    file.write('{"unit": 9')  # as a kill within a line leaves it
+            if kills > 12:
+                fuse[0] = 99
+                monkeypatch.setattr(batch, "write_atomically", write)
+            continue
+        break
+    assert kills >= 3
+    assert contents(out) == wanted
+    assert len(finished(out)) == len(plan.units)
+
+
+def test_shards_hold_the_same_pictures_ready_for_training(quiet, model, tmp_path, uncompiled):
+    path, wanted = quiet
+    plan = planned(path, model, per_shard=3)
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(model)) == 7
+    shards = [Shard(one) for one in sorted((tmp_path / "out").glob("*.tar"))]
+    samples = [shard.read(entry) for shard in shards for entry in shard.entries]
+    assert len(shards) == len(plan.units)
+    assert not any(shard.bad for shard in shards)
+    assert sorted(s.captions[0] for s in samples) == sorted(["a red bus", *["一只狐狸"] * 3, "a fox", "a dog", "a cat"])
+    assert len(wanted) == len(samples)
+
+
+def test_bad_rows_are_listed_and_the_rest_is_drawn(model, tmp_path, uncompiled):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows = [
+        {"prompt": "a fox"},
+        {"prompt": "  "},
+        {"size": "32x32"},
+        {"prompt": "a", "size": "33x7"},
+        {"prompt": "a", "init": str(tmp_path / "broken.png")},
+        {"prompt": "a", "file": "../../etc/passwd"},
+        {"prompt": "a", "file": "/etc/passwd"},
+        {"prompt": "a", "file": "..\\..\\x.png"},
+        {"prompt": "a", "colour": "red"},
+        {"prompt": "a", "seed": -1},
+        {"prompt": "a", "n": 0},
+        {"prompt": "a", "file": "0000001.png"},
+        {"prompt": "a", "styles": {"cubist": 1.0}},
+        ["a"],
+    ]
+    plan = planned(written(tmp_path, rows), model)
+    assert [line for line, _ in plan.bad] == list(range(2, 15))
+    reasons = dict(plan.bad)
+    for line, words in {
+        2: "prompt 1 is empty", 3: "prompt: missing", 4: "size 33x7 cannot be drawn", 5: "not a readable picture",
+        6: "leaves the output folder", 8: "leaves the output folder", 9: "colour: unknown key", 10: "seed is -1",
+        11: "n is 0", 12: "another row's already", 13: "style 'cubist' is unknown", 14: "not an object",
+    }.items():  # fmt: skip
+        assert words in reasons[line], reasons[line]
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(model)) == 1
+    listed = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [one["line"] for one in listed] == list(range(2, 15))
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "broken.png", "prompts.jsonl"}
+
+
+def test_a_folder_holds_one_run(model, tmp_path):
+    first = planned(written(tmp_path, ROWS[:1]), model)
+    Run(first, tmp_path / "out", 2, Ranks())
+    other = planned(written(tmp_path, ROWS[:2], "other.jsonl"), model)
+    with pytest.raises(UserError, match="holds a run of other prompts"):
+        Run(other, tmp_path / "out", 2, Ranks())
+
+
+def test_the_same_rows_in_three_forms(tmp_path):
+    rows = [{"prompt": "a fox, red", "seed": 4}, {"prompt": '007, "bond"', "seed": 0}]
+    with (tmp_path / "p.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["prompt", "seed", "styles"])
+        table.writeheader()
+        table.writerows(rows)
+    (tmp_path / "p.txt").write_text('a fox, red\n\n007, "bond"\n', encoding="utf-8")
+    of_table = [row for _, row in read_rows(tmp_path / "p.csv", {})]
+    assert of_table == [Row(**row) for row in rows]
+    assert [row for _, row in read_rows(written(tmp_path, rows), {})] == of_table
+    of_text = list(read_rows(tmp_path / "p.txt", {"seed": 4}))
+    assert of_text == [(1, Row("a fox, red", seed=4)), (3, Row('007, "bond"', seed=4))]
+    (tmp_path / "p.csv").write_text("text\nx\n")
+    with pytest.raises(UserError, match="one of them is prompt"):
+        list(read_rows(tmp_path / "p.csv", {}))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.one_of(st.binary(max_size=80), st.text(max_size=80).map(str.encode)), st.sampled_from([".txt", ".csv", ".jsonl"])
+)
+def test_no_row_is_fatal(tmp_path_factory, data, suffix):
+    """Whatever a file holds: rows, reasons, or one line on the whole file."""
+    path = tmp_path_factory.mktemp("fuzz") / f"p{suffix}"
+    path.write_bytes((b"prompt,seed,styles\n" if suffix == ".csv" else b"") + data)
+    try:
+        for line, row in read_rows(path, {}):
+            assert line >= 1
+            assert isinstance(row, (Row, str))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
+def test_files_carry_their_settings_in_two_forms(model, tmp_path, suffix, uncompiled):
+    drawing = model("一只狐狸", steps=1, negative="blurry", seed=2)[0]
+    path = tmp_path / f"picture{suffix}"
+    path.write_bytes(encoded(drawing, suffix))
+    assert read_settings(path) == json.loads(json.dumps(drawing.settings))
+    with Image.open(path) as picture:
+        text = picture.info.get("parameters")
+        if text is None:
+            text = picture.getexif().get_ifd(0x8769)[0x9286][8:].decode("utf-16-be")
+    assert text.startswith("一只狐狸\nNegative prompt: blurry\nSteps: 1, Sampler: euler")
+    assert "Seed: 2" in text
