@@ -242,7 +242,7 @@ class PanGuDraw:
                 if request.source is not None:
                     picture = request.source.keep_rest(picture)  # noqa: PLW2901
                 seed, prompt, index = request.start_of(one)
-                settings = self._settings(request, seed, prompt, index)
+                settings = {**self._settings(request, seed, prompt, index), "batch": len(batch)}
                 yield Drawing(Image.fromarray(picture), prompt, index, settings, latent)
 
     def _check_latents(self, request: Request) -> None:

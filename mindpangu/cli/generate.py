@@ -121,8 +121,12 @@ def open_controls(wanted: list[tuple[Path, Path, dict[str, Any]]], sides: tuple[
 
 
 def generate(
-    prompts: list[str] = typer.Argument(
-        ..., help="What to draw, in English or Chinese; several prompts, several pictures."
+    prompts: Optional[list[str]] = typer.Argument(
+        None, help="What to draw, in English or Chinese; several prompts, several pictures."
+    ),
+    like: Optional[Path] = typer.Option(
+        None,
+        help="A picture of ours to draw again, bit for bit; other options than --out, --model, --device are its own.",
     ),
     size: Optional[str] = typer.Option(None, help="WIDTHxHEIGHT in pixels, one of the model's sizes."),
     steps: int = typer.Option(30, help="Noise levels to walk."),
@@ -159,6 +163,13 @@ def generate(
 ) -> None:
     """Draw pictures from prompts."""
     started = time.monotonic()
+    if like is not None:
+        if prompts:
+            raise UserError("--like draws the picture's own prompt; leave the prompts out")
+        check_writable(out)
+        print(_redrawn(like, model, device, out))
+        return
+    prompts = prompts or []
     styles, loras, wanted = parse_styles(style), parse_loras(lora), [parse_control(text) for text in control]
     check_writable(out)
     from mindpangu.infer.files import save_drawings
@@ -219,3 +230,19 @@ def generate(
         )
     where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")
+
+
+def _redrawn(like: Path, model: str, device: str, out: Path) -> Path:
+    from mindpangu.infer.files import read_settings, save_drawing
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.infer.redraw import redraw
+
+    settings = read_settings(like)
+    if not settings:
+        raise UserError(f"{like}: carries no settings of ours; another program drew or saved it")
+    drawing = redraw(PanGuDraw.from_pretrained(model, device), settings)
+    target = out / f"{like.stem}.png"
+    if target.exists():
+        raise UserError(f"{target}: is there already; choose another --out")
+    save_drawing(drawing, target)
+    return target

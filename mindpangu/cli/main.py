@@ -16,10 +16,12 @@ from mindpangu.cli import (
     doctor,
     edges,
     evaluate,
+    gallery,
     generate,
     inspect,
     plan,
     report,
+    show,
     train,
     zoo,
 )
@@ -38,10 +40,12 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("batch")(batch.batch)
+app.command("gallery")(gallery.gallery)
 app.command("coop")(coop.coop)
 app.command("edges")(edges.edges)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
+app.command("show")(show.show)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)

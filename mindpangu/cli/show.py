@@ -1,0 +1,29 @@
+"""`mindpangu show`: what a picture says of how it was drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from mindpangu.errors import UserError
+
+
+def show(
+    pictures: list[Path] = typer.Argument(..., help="Pictures that generate, coop or batch has drawn."),
+    plain: bool = typer.Option(False, "--json", help="One JSON object a picture."),
+) -> None:
+    """Print the prompt, seed, model and settings that pictures carry."""
+    import yaml
+
+    from mindpangu.infer.files import read_settings
+
+    for path in pictures:
+        settings = read_settings(path)
+        if not settings:
+            raise UserError(f"{path}: carries no settings of ours; another program drew or saved it")
+        if plain:
+            print(json.dumps({"file": str(path), **settings}, ensure_ascii=False))
+        else:
+            print(f"{path}:\n{yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)}".rstrip())
