@@ -1,7 +1,7 @@
 # Two commands do everything on a machine that has Python 3.9-3.12 and make:
 #   make demo   set up, then draw pictures from Chinese and English prompts (out/demo/grid.png)
 #   make test   set up, then run the tests
-# Others: make lint, make data, make zoo, make clean.
+# Others: make lint, make data, make zoo, make regimes, make clean.
 
 SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python; do \
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo gallery test lint data zoo clean
+.PHONY: demo gallery test lint data zoo regimes clean
 
 $(VENV)/base: pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "mindpangu: no suitable Python found; install Python 3.9, 3.10, 3.11 or 3.12" \
@@ -69,6 +69,32 @@ zoo: data
 		--part controlnet=runs/zoo/line_control/controlnet \
 		--part to_emoji-128/bridge=runs/zoo/bridge_to_text/bridge \
 		--part from_emoji-128/bridge=runs/zoo/bridge_to_line/bridge
+
+# The comparison of regimes in docs/regimes.md: trainings of small nets, three seeds, then the judge. Hours on two cores.
+SEEDS := 0 1 2
+SWITCHES := 250 400 500 600 750
+REGIMES := runs/regimes
+regimes: $(VENV)/dev
+	$(BIN)/mindpangu data emoji --out data/emoji_third --low-res-share 0.324
+	$(BIN)/mindpangu data emoji --out data/emoji_full
+	mkdir -p runs/zoo/vae runs/zoo/clip
+	cp mindpangu/zoo/emoji-128/vae.* runs/zoo/vae/
+	cp mindpangu/zoo/emoji-128/text_* mindpangu/zoo/emoji-128/tokenizer_* runs/zoo/clip/
+	set -e; for seed in $(SEEDS); do \
+		train() { $(BIN)/mindpangu train --config configs/regimes/$$1.yaml --set output_dir=$(REGIMES)/$$2-$$seed --set context.seed=$$seed $$3; }; \
+		pack() { name=$$1; shift; test -e $(REGIMES)/models/$$name || $(BIN)/mindpangu zoo pack --spec configs/regimes/model.yaml \
+			--out $(REGIMES)/models/$$name --part vae=runs/zoo/vae/vae --part text_a=runs/zoo/clip/text_a \
+			--part text_b=runs/zoo/clip/text_b "$$@"; }; \
+		train mono mono; train mono_large mono_large; train boost_low boost_low; \
+		train boost boost "--set load_checkpoint=$(REGIMES)/boost_low-$$seed/unet.safetensors"; \
+		for net in mono mono_large boost; do pack $$net-$$seed --part unet=$(REGIMES)/$$net-$$seed/unet; done; \
+		for t in $(SWITCHES); do \
+			train structure structure-$$t "--set diffusion.t_min=$$t"; train texture texture-$$t "--set diffusion.t_max=$$t"; \
+			pack t$$t-$$seed --set "experts={structure: $$t, texture: 0}" \
+				--part structure=$(REGIMES)/structure-$$t-$$seed/unet --part texture=$(REGIMES)/texture-$$t-$$seed/unet; \
+		done; done
+	$(PIP) -e '.[eval]'
+	$(BIN)/mindpangu eval compare $(REGIMES)/models/* --data data/emoji_full --trained-with data/emoji_third --out out/regimes
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

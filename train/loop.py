@@ -148,6 +148,11 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
     sense, parts = config.runner_wrapper.scale_sense, config.runner_config.gradient_accumulation_steps
+    if batch_size % (ranks.size * parts):
+        raise UserError(
+            f"runner_config.batch_size {batch_size} cannot be shared by {ranks.size} processes in {parts} parts each "
+            f"(gradient_accumulation_steps); use a multiple of {ranks.size * parts}"
+        )
     step = TrainStep(task.loss_net, config.optimizer.type == "muon", ranks.size, parts)
     step.set_train()
     average = Average(list(step.weights), config.ema_half_life_images)

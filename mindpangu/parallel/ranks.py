@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindpangu.errors import UserError
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -24,20 +22,8 @@ class Ranks:
         return self.rank == 0
 
     def part(self, batch: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Its rows of a batch, whose arrays have a row for each picture.
-
-        Raises:
-            UserError: the processes cannot share it evenly.
-        """
-        if self.size == 1:
-            return tuple(batch)
-        count = len(batch[0])
-        if count % self.size:
-            raise UserError(
-                f"runner_config.batch_size {count} cannot be shared by {self.size} processes; use a multiple of "
-                f"{self.size}"
-            )
-        rows = count // self.size
+        """Its rows of a batch, whose arrays have a row for each picture, a multiple of `size`."""
+        rows = len(batch[0]) // self.size
         return tuple(array[self.rank * rows : (self.rank + 1) * rows] for array in batch)
 
     def wait(self) -> None:

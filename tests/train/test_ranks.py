@@ -20,7 +20,7 @@ from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
 from mindpangu.train.config import TrainConfig
-from mindpangu.train.run import run
+from mindpangu.train.run import make_task, run
 from tests.tiny import training
 from tests.train.test_loop import states
 
@@ -76,14 +76,20 @@ def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_facto
     assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
 
 
-def test_a_batch_is_shared_evenly_or_not_at_all():
+def test_a_batch_is_shared_evenly_or_not_at_all(runs, tmp_path):
+    from mindpangu.train.loop import fit
+
     batch = (np.arange(8), np.arange(16).reshape(8, 2))
     parts = [Ranks(rank, 4).part(batch) for rank in range(4)]
     for array, shares in zip(batch, zip(*parts)):
         np.testing.assert_array_equal(np.concatenate(shares), array)
         assert {len(share) for share in shares} == {2}
-    with pytest.raises(UserError, match="batch_size 6 cannot be shared by 4 processes"):
-        Ranks(0, 4).part((np.zeros(6),))
+    runner = {"images": 16, "batch_size": 4, "gradient_accumulation_steps": 2}
+    config = parse(training("vae", runs, output_dir=str(tmp_path), runner_config=runner), TrainConfig, "test")
+    with pytest.raises(
+        UserError, match=r"batch_size 4 cannot be shared by 4 processes in 2 parts each .* multiple of 8"
+    ):
+        fit(make_task(config), config, ranks=Ranks(0, 4))
 
 
 def test_a_folder_has_one_writer(tmp_path):
