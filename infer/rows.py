@@ -15,6 +15,8 @@ from mindpangu.config import parse
 from mindpangu.errors import UserError
 
 WORDS = ("prompt", "negative", "file", "init", "mask")  # columns of a table that are text whatever they look like
+MAX_N, MAX_NAME = 10_000, 200
+PICTURES = (".png", ".webp", ".jpg")
 KINDS = (".txt", ".csv", ".jsonl")
 
 
@@ -39,14 +41,28 @@ class Row:
     strength: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n is {self.n}; at least 1 is needed")
+        if not 1 <= self.n <= MAX_N:
+            raise ValueError(f"n is {self.n}; 1 to {MAX_N} is allowed")
+        for key in ("prompt", "negative", "file"):
+            try:
+                (getattr(self, key) or "").encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{key} holds half a character (a lone surrogate)") from None
         if self.file is not None:
-            place = PurePosixPath(self.file.replace("\\", "/"))
+            place = self.place
             if place.is_absolute() or ".." in place.parts or not place.name or ":" in self.file or "\0" in self.file:
                 raise ValueError(f"file {self.file!r} leaves the output folder, or names none")
+            if any(len(part.encode()) > MAX_NAME for part in place.parts):
+                raise ValueError(f"file: a name of more than {MAX_NAME} bytes")
+            if any(part.lower().endswith(PICTURES) for part in place.parts[:-1]):
+                raise ValueError(f"file {self.file!r}: a folder is named like a picture")
         if self.mask is not None and self.init is None:
             raise ValueError("mask needs init, the picture that it belongs to")
+
+    @property
+    def place(self) -> PurePosixPath:
+        """`file`, with one kind of slash."""
+        return PurePosixPath((self.file or "").replace("\\", "/"))
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -56,7 +72,7 @@ class Row:
 
     def files(self, line: int, suffix: str) -> list[str]:
         """The names of its pictures, by default its line's number."""
-        stem = f"{line:07}" if self.file is None else str(PurePosixPath(self.file.replace("\\", "/")).with_suffix(""))
+        stem = f"{line:07}" if self.file is None else str(self.place.with_suffix(""))
         return [f"{stem}{suffix}"] if self.n == 1 else [f"{stem}-{index:03}{suffix}" for index in range(self.n)]
 
 

@@ -22,7 +22,9 @@ class Ranks:
         return self.rank == 0
 
     def part(self, batch: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Its rows of a batch, whose arrays have a row for each picture, a multiple of `size`."""
+        """Its rows of a batch, whose arrays, where several share it, have a row for each picture."""
+        if self.size == 1:
+            return tuple(batch)
         rows = len(batch[0]) // self.size
         return tuple(array[self.rank * rows : (self.rank + 1) * rows] for array in batch)
 

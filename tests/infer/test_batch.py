@@ -218,6 +218,50 @@ def test_no_row_is_fatal(tmp_path_factory, data, suffix):
         assert "\n" not in str(error)
 
 
+def test_five_hundred_strange_rows_none_fatal(model, tmp_path, uncompiled):
+    """Each is planned or listed, and what is planned can be drawn."""
+    rng = random.Random(4)
+    strange = [
+        "", " ", "a fox", "一只狐狸", "\0", "\ud800", "x" * 5000, "../x", "a/b.png/c", "con:", ".", "a.b.c", "é" * 300,
+        -1, 0, 1, 3, 10**30, 1e400, 0.5, float("nan"), True, None, [], {}, {"noto": 1}, {"noto": "x"}, ["a"],
+        "32x32", "48x32",
+        "9x9", "euler", "karras", str(tmp_path), str(tmp_path / "absent.png"),
+    ]  # fmt: skip
+    keys = [
+        "file",
+        "n",
+        "seed",
+        "size",
+        "steps",
+        "guidance",
+        "styles",
+        "negative",
+        "sampler",
+        "init",
+        "mask",
+        "strength",
+    ]
+    rows = []
+    for _ in range(500):
+        row = {key: rng.choice(strange) for key in rng.sample(keys, rng.choice([0, 0, 1, 1, 2, 4]))}
+        rows.append({"prompt": rng.choice(["a fox", "a fox", *strange]), **row})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    plan = planned(path, model)
+    drawn = {picture.line for unit in plan.units for batch in unit.batches for picture in batch}
+    assert sorted({line for line, _ in plan.bad} | drawn) == list(range(1, 501))
+    assert len(drawn) > 50
+    assert not any("\n" in reason for _, reason in plan.bad)
+    names = [file for unit in plan.units for file in unit.files]
+    assert len({name.casefold() for name in names}) == len(names)
+    for unit in plan.units:
+        for name in unit.files:  # all can be written, and below the folder
+            target = tmp_path / "out" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"")
+            assert (tmp_path / "out") in target.resolve().parents
+
+
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
 def test_files_carry_their_settings_in_two_forms(model, tmp_path, suffix, uncompiled):
     drawing = model("一只狐狸", steps=1, negative="blurry", seed=2)[0]
