@@ -13,10 +13,10 @@ import yaml
 
 from mindpangu.config import parse
 from mindpangu.errors import UserError
+from mindpangu.infer.files import FORMATS
 
 WORDS = ("prompt", "negative", "file", "init", "mask")  # columns of a table that are text whatever they look like
 MAX_N, MAX_NAME = 10_000, 200
-PICTURES = (".png", ".webp", ".jpg")
 KINDS = (".txt", ".csv", ".jsonl")
 
 
@@ -54,7 +54,7 @@ class Row:
                 raise ValueError(f"file {self.file!r} leaves the output folder, or names none")
             if any(len(part.encode()) > MAX_NAME for part in place.parts):
                 raise ValueError(f"file: a name of more than {MAX_NAME} bytes")
-            if any(part.lower().endswith(PICTURES) for part in place.parts[:-1]):
+            if any(part.lower().endswith(tuple(FORMATS)) for part in place.parts[:-1]):
                 raise ValueError(f"file {self.file!r}: a folder is named like a picture")
         if self.mask is not None and self.init is None:
             raise ValueError("mask needs init, the picture that it belongs to")

@@ -35,9 +35,11 @@ def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
 def _pictures(data: Path, model: str, groups: str) -> Any:
     from mindpangu.infer.judge import Pictures
 
-    seen = trained_on(zoo.find(model))
+    folder = zoo.find(model)
+    seen = trained_on(folder)
+    styles = seen.get("styles") or zoo.description(folder).get("styles", ())
     asked = {"trained": seen.get("groups"), "all": None}.get(groups, groups.split(","))
-    return Pictures.open(data, tuple(seen.get("styles", ())), tuple(asked) if asked else None)
+    return Pictures.open(data, tuple(styles), tuple(asked) if asked else None)
 
 
 def trained_on(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def latents(drawings):
     return np.stack([drawing.latents for drawing in drawings])
 
 
-def test_a_model_that_nobody_influences_draws_what_it_draws_alone(model_folder, pipeline):
+def test_a_model_that_nobody_influences_draws_what_it_draws_alone(model_folder, pipeline, uncompiled):
     drawn = together(model_folder, {})(PROMPTS, steps=3, seed=5, n=2)
     alone = pipeline(PROMPTS, steps=3, seed=5, n=2, size="48x32")
     np.testing.assert_array_equal(latents(drawn), latents(alone))
@@ -37,7 +37,7 @@ def test_a_model_that_nobody_influences_draws_what_it_draws_alone(model_folder, 
     np.testing.assert_array_equal(np.asarray(drawn[1].image), np.asarray(alone[1].image))
 
 
-def test_a_model_that_draws_with_itself_in_one_space_is_itself(model_folder, pipeline):
+def test_a_model_that_draws_with_itself_in_one_space_is_itself(model_folder, pipeline, uncompiled):
     config = {
         "members": {name: {"model": str(model_folder)} for name in "ab"},
         "output": "a",
@@ -48,7 +48,7 @@ def test_a_model_that_draws_with_itself_in_one_space_is_itself(model_folder, pip
     np.testing.assert_allclose(latents(drawn), latents(pipeline(PROMPTS, steps=3)), atol=1e-4)
 
 
-def test_a_guest_changes_the_picture_by_its_share(model_folder, pipeline):
+def test_a_guest_changes_the_picture_by_its_share(model_folder, pipeline, uncompiled):
     alone = latents(pipeline(PROMPTS, steps=3, size="48x32"))
     moved = [
         np.abs(latents(together(model_folder, {"wide": {"small": {"share": d}}})(PROMPTS, steps=3)) - alone).mean()
@@ -57,7 +57,7 @@ def test_a_guest_changes_the_picture_by_its_share(model_folder, pipeline):
     assert 0 < moved[0] < moved[1]
 
 
-def test_pictures_do_not_depend_on_the_batch(model_folder):
+def test_pictures_do_not_depend_on_the_batch(model_folder, uncompiled):
     coop = together(model_folder, {"wide": {"small": {"share": 1.0, "above": 500}}})
     seen = []
     drawn = coop(PROMPTS, steps=4, n=2, batch=3, progress=lambda done, total: seen.append((done, total)))

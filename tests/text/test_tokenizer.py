@@ -74,7 +74,8 @@ def test_the_unread_end_starts_where_the_ids_end():
     assert A.unread("狐" * 13 + "狸, 3D") == ", 3D"
 
 
-@given(st.text(st.characters(blacklist_categories=("Cs", "Lu", "Lt")), max_size=20))
+# Without Cn: the tokenizers' library knows newer letters, and their lower case, than this Python's Unicode.
+@given(st.text(st.characters(blacklist_categories=("Cs", "Cn", "Lu", "Lt")), max_size=20))
 @settings(max_examples=60)
 def test_tower_b_loses_nothing(text):
     """Byte-level: what goes in comes out, up to lower case and NFC."""

@@ -171,7 +171,7 @@ def test_the_loss_is_that_of_the_words_themselves(runs, encoded, tmp_path):
 
     task = make_task(generator(runs, encoded, tmp_path / "run", diffusion={"caption_dropout": 1.0}))
     *noisy, context, vector = task.batch(0, 4)
-    size, _ = task.epochs.batch(0)
+    size, _ = task.epochs[0].batch(0)
     told = load_tokenizers(runs / "clip", ("text_a", "text_b"))
     words = DiffusionLoss(task.loss_net.unet, load_conditioner(runs / "clip", ("text_a", "text_b"), 8), "v")
     ids = [tokenizer([""] * 4) for tokenizer in told]
