@@ -12,6 +12,7 @@ ADAMW, MUON = slice(2, 7), slice(7, 10)
 
 _add_to = mops.MultitypeFuncGraph("add_to")
 _take = mops.MultitypeFuncGraph("take")
+_mean = mops.MultitypeFuncGraph("mean_over_ranks")
 _map = mops.HyperMap()
 
 
@@ -25,6 +26,11 @@ def _take_of_tensor(parts, total, gradient):
     """The mean over all parts, of which the last comes now; the sum begins anew."""
     mean = (total + gradient) / parts
     return mops.depend(mean, mops.assign(total, mops.zeros_like(mops.depend(total, mean))))
+
+
+@_mean.register("Function", "Number", "Tensor")
+def _mean_of_tensor(sum_over_ranks, ranks, gradient):
+    return sum_over_ranks(gradient) / ranks
 
 
 class TrainStep(nn.Cell):
@@ -71,10 +77,7 @@ class TrainStep(nn.Cell):
             gradients = _map(mops.partial(_take, self.parts), self.sums, gradients)
         if self.ranks > 1:
             loss = self.sum_over_ranks(loss) / self.ranks
-            averaged = []
-            for one in gradients:
-                averaged.append(self.sum_over_ranks(one) / self.ranks)
-            gradients = tuple(averaged)
+            gradients = _map(mops.partial(_mean, self.sum_over_ranks, self.ranks), gradients)
         # Each group is clipped by its own norm; one that is no number leaves all as it is.
         maximum, loss_scale, n = coefficients[MAX_NORM], coefficients[LOSS_SCALE], self.vectors
         vectors, matrices = mops.zeros_like(loss), mops.zeros_like(loss)
