@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from mindpangu.checkpoint.store import write_atomically
+from mindpangu.checkpoint.store import whole_lines, write_atomically
 from mindpangu.data.examples import parse_size
 from mindpangu.data.shards import write as write_shard
 from mindpangu.errors import UserError
@@ -180,7 +180,8 @@ class Run:
     def __call__(self, model: PanGuDraw) -> Iterator[int]:
         """Draw what is left; yields how many pictures each unit has, as it is finished."""
         journal = self.out / JOURNAL.format(rank=self.ranks.rank)
-        heal(journal)
+        if journal.exists():  # a line that was being written when the process ended goes
+            write_atomically(journal, "".join(whole_lines(journal)).encode())
         with journal.open("a", encoding="utf-8") as noted:
             for unit in self.left:
                 self._finish(unit, [self._draw(model, pictures) for pictures in unit.batches])
@@ -209,19 +210,9 @@ class Run:
         write_shard(self.out / unit.shard, samples)
 
 
-def heal(journal: Path) -> None:
-    """End a line that was being written when the process ended, so that the next one stands alone."""
-    if journal.exists():
-        data = journal.read_bytes()
-        if data and not data.endswith(b"\n"):
-            write_atomically(journal, data[: data.rfind(b"\n") + 1])
-
-
 def finished(out: Path) -> set[int]:
     """The numbers of the units that any process has noted as finished."""
-    done = set()
+    done: set[int] = set()
     for journal in out.glob(JOURNAL.format(rank="*")):
-        for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                done.add(int(json.loads(line)["unit"]))
+        done.update(int(json.loads(line)["unit"]) for line in whole_lines(journal))
     return done

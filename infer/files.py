@@ -104,6 +104,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) and "prompt" in settings else {}
 
 
+def own_settings(path: Path) -> dict[str, Any]:
+    """The settings of a picture of ours. Raises: UserError where it carries none."""
+    settings = read_settings(path)
+    if not settings:
+        raise UserError(f"{path}: carries no settings of ours; another program drew or saved it")
+    return settings
+
+
 def contact_sheet(drawings: Sequence[Drawing], columns: int = 0, scale: int = 1) -> Image.Image:
     """All drawings on one white sheet, the prompt below each; `columns` 0: as square as it gets."""
     columns = columns or max(1, round(len(drawings) ** 0.5 * 1.2))

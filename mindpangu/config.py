@@ -51,7 +51,7 @@ def load(path: Union[str, Path], cls: type[T], overrides: Sequence[str] = ()) ->
     path = Path(path)
     values = read_yaml(path)
     for override in overrides:
-        _override(values, override)
+        put(values, override)
     return parse(values, cls, str(path))
 
 
@@ -73,7 +73,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def put(values: dict[str, Any], override: str) -> None:
+    """Set what an override such as "optimizer.weight_decay=0.1" says. Raises: UserError."""
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override}: use key=value, for example --set optimizer.weight_decay=0.1")

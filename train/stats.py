@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mindpangu.checkpoint.store import write_atomically
+from mindpangu.checkpoint.store import whole_lines, write_atomically
 from mindpangu.errors import UserError
 
 STATS = "stats.jsonl"
@@ -35,13 +35,13 @@ def read_stats(folder: Path) -> Lines:
     """
     path = folder / STATS
     try:
-        text = path.read_text(encoding="utf-8")
+        whole = whole_lines(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); a training writes it into its output_dir"
         ) from None
     try:
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        lines = [json.loads(line) for line in whole]
     except ValueError:
         raise UserError(f"{path}: a line is not JSON; it is not a training's") from None
     if not lines:
@@ -60,8 +60,7 @@ class Record:
         """
         path = folder / STATS
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
+            kept = [line for line in whole_lines(path) if json.loads(line)["nimg"] <= nimg]
             write_atomically(path, "".join(kept).encode())
         self._board = _board(folder / BOARD, nimg) if tensorboard else None
         self._stats = path.open("a", encoding="utf-8")

@@ -53,6 +53,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that grows, with their ends; a last one that is still being written is left out."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
 def sidecar(path: Path) -> Path:
     """The JSON beside a checkpoint: vae.safetensors -> vae.json."""
     return path.with_suffix(".json")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from tqdm import tqdm
 
 from mindpangu.cli.generate import DEFAULT_MODEL, check_writable
-from mindpangu.errors import UserError
+from mindpangu.config import put
 
 BAD_ROWS = 3  # exit code: everything is drawn but what errors.jsonl lists
 
@@ -37,7 +36,9 @@ def batch(
     from mindpangu.parallel.ranks import join
 
     check_writable(out)
-    defaults = dict(_pair(text) for text in set_)
+    defaults: dict[str, Any] = {}
+    for text in set_:
+        put(defaults, text)
     pipeline = PanGuDraw.from_pretrained(model, device)
     ranks = join()
     plan = make_plan(prompts, defaults, pipeline, batch_size, f".{form}", per_shard if shards else None)
@@ -66,13 +67,3 @@ def batch(
         print(f"; {len(plan.bad)} rows could not be drawn: {out / ERRORS}" if plan.bad else "")
     if plan.bad:
         raise typer.Exit(BAD_ROWS)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, sign, value = text.partition("=")
-    try:
-        if sign and key.strip():
-            return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
-    raise UserError(f"--set {text}: use key=value, for example --set steps=20")

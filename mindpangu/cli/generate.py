@@ -233,13 +233,11 @@ def generate(
 
 
 def _redrawn(like: Path, model: str, device: str, out: Path) -> Path:
-    from mindpangu.infer.files import read_settings, save_drawing
+    from mindpangu.infer.files import own_settings, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.infer.redraw import redraw
 
-    settings = read_settings(like)
-    if not settings:
-        raise UserError(f"{like}: carries no settings of ours; another program drew or saved it")
+    settings = own_settings(like)
     drawing = redraw(PanGuDraw.from_pretrained(model, device), settings)
     target = out / f"{like.stem}.png"
     if target.exists():

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import typer
 
-from mindpangu.errors import UserError
-
 
 def show(
     pictures: list[Path] = typer.Argument(..., help="Pictures that generate, coop or batch has drawn."),
@@ -17,12 +15,10 @@ def show(
     """Print the prompt, seed, model and settings that pictures carry."""
     import yaml
 
-    from mindpangu.infer.files import read_settings
+    from mindpangu.infer.files import own_settings
 
     for path in pictures:
-        settings = read_settings(path)
-        if not settings:
-            raise UserError(f"{path}: carries no settings of ours; another program drew or saved it")
+        settings = own_settings(path)
         if plain:
             print(json.dumps({"file": str(path), **settings}, ensure_ascii=False))
         else:
