@@ -12,7 +12,7 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
-from mindpangu.models.layers import Dense, LayerNorm
+from mindpangu.models.layers import Dense, LayerNorm, widened
 from mindpangu.models.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
@@ -153,7 +153,7 @@ class SelfAttentionB(nn.Cell):
 
     def construct(self, x: Tensor, mask: Tensor) -> Tensor:
         n, length, width = x.shape
-        packed = self.matmul(x.reshape((n * length, width)), self.in_proj_weight.astype(x.dtype)) + self.in_proj_bias
+        packed = self.matmul(x.reshape((n * length, width)), widened(self.in_proj_weight, x)) + self.in_proj_bias
         q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
         return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, mask=mask))
 
@@ -223,7 +223,7 @@ class TextTowerB(nn.Cell):
         x = self.token_embedding(ids) + self.positional_embedding
         features, last = self.transformer(x, self.mask)
         end = at_end(self.ln_final(last), ids, self.end_id)
-        return features, mops.matmul(end, self.text_projection.astype(end.dtype))
+        return features, mops.matmul(end, widened(self.text_projection, end))
 
 
 # ---- Chinese-CLIP's tower ------------------------------------------------------------------------------------------

@@ -19,6 +19,11 @@ DOWN, UP = "lora_down", "lora_up"  # what the names of an adapted layer's two ma
 MAX_PERIOD = 10000.0  # of the sinusoidal embeddings
 
 
+def widened(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight` in x's dtype, not before x is there: a graph would else widen every layer's weights at its start."""
+    return weight if weight.dtype == x.dtype else mops.depend(weight, x).astype(x.dtype)
+
+
 class GroupNorm(nn.Cell):
     """Group normalisation over (N, C, H, W)."""
 
@@ -78,7 +83,7 @@ class Conv2d(nn.Cell):
         self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias")
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight.astype(x.dtype), self.bias, self.stride, self.before, self.after)
+        return ops.conv2d(x, widened(self.weight, x), self.bias, self.stride, self.before, self.after)
 
 
 class Dense(nn.Cell):
@@ -101,7 +106,7 @@ class Dense(nn.Cell):
         self.lora_up = Parameter(initializer("zeros", (out, rank)), name=f"{stem}{UP}")
 
     def construct(self, x: Tensor) -> Tensor:
-        y = ops.dense(x, self.weight.astype(x.dtype), self.bias)
+        y = ops.dense(x, widened(self.weight, x), self.bias)
         if self.adapted:
             y = y + self.scale * ops.dense(ops.dense(x, self.lora_down), self.lora_up)
         return y

@@ -13,7 +13,7 @@ from mindspore import dtype as mstype
 from mindspore.nn.utils import no_init_parameters
 
 from mindpangu import zoo
-from mindpangu.checkpoint.store import load_into, load_tensors, read_card, verify
+from mindpangu.checkpoint.store import load_into, load_tensors, read_card, stored_tensors, verify
 from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
 from mindpangu.models.bridge import LatentBridge
@@ -54,7 +54,7 @@ def load_vae(path: Path, dtype: str = "fp32") -> AutoencoderKL:
     """The autoencoder of a checkpoint, for inference. Raises: UserError."""
     spec = read_spec(path, VAESpec)
     net = empty(lambda: AutoencoderKL(spec), dtype)
-    load_into(net.trainable_params(), load_tensors(path), str(path))
+    load_into(net.trainable_params(), stored_tensors(path), str(path))
     return net
 
 
@@ -63,7 +63,7 @@ def load_controlnet(path: Path, dtype: str = "fp32") -> ControlNet:
     verify(path)
     spec = read_spec(path, ControlNetSpec)
     net = empty(lambda: ControlNet(spec), dtype)
-    load_into(net.trainable_params(), load_tensors(path), str(path))
+    load_into(net.trainable_params(), stored_tensors(path), str(path))
     return net
 
 
@@ -72,7 +72,7 @@ def load_bridge(path: Path) -> LatentBridge:
     verify(path)
     spec = read_spec(path, BridgeSpec)
     net = empty(lambda: LatentBridge(spec))
-    load_into(net.trainable_params(), load_tensors(path), str(path))
+    load_into(net.trainable_params(), stored_tensors(path), str(path))
     return net
 
 
@@ -106,7 +106,7 @@ class SharedUNet:
         self.cells.present = None
 
     def _put(self) -> None:
-        weights = merged(self._stored or load_tensors(self.path), self._loras, self.path.stem)
+        weights = merged(self._stored or stored_tensors(self.path), self._loras, self.path.stem)
         load_into(self.cells.whole.trainable_params(), weights, str(self.path))
         self.cells.present = self.path
 
@@ -151,7 +151,7 @@ def fill_towers(net: Conditioner, folder: Path, towers: Sequence[str], loras: Se
     for i, (name, tower) in enumerate(zip(towers, net.towers)):
         path = folder / f"{name}.safetensors"
         # A tower inside the conditioner carries its place in its parameters' names.
-        weights = prefixed(merged(load_tensors(path), loras, name), f"towers.{i}.")
+        weights = prefixed(merged(stored_tensors(path), loras, name), f"towers.{i}.")
         load_into(tower.trainable_params(), weights, str(path))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindpangu.checkpoint.lora import Update, flat, read_lora
 from mindpangu.checkpoint.places import Shapes
 from mindpangu.checkpoint.store import some
+from mindpangu.checkpoint.tensor_files import Stored
 from mindpangu.errors import UserError
 from mindpangu.models.naming import TOWERS, diffusers_places
 from mindpangu.models.spec import ModelSpec
@@ -75,7 +76,7 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
     return lora
 
 
-def merged(weights: Mapping[str, np.ndarray], loras: Sequence[tuple[Lora, float]], part: str) -> dict[str, np.ndarray]:
+def merged(weights: Mapping[str, Stored], loras: Sequence[tuple[Lora, float]], part: str) -> dict[str, Stored]:
     """The weights of a part with LoRAs, each at its scale; what no LoRA changes is `weights`' own."""
     changed: dict[str, np.ndarray] = {}
     for lora, scale in loras:

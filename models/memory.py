@@ -29,10 +29,7 @@ ITEMSIZE = {"fp32": 4, "fp16": 2}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: `weights` in the Cells, `waiting`: those of UNets that take turns in one Cell, `working`: all else.
-
-    With `offload` one UNet's weights are `waiting`: while they are read.
-    """
+    """Bytes: `weights` in the Cells, `waiting`: those of UNets that take turns in one Cell, `working`: all else."""
 
     weights: int
     waiting: int
@@ -59,7 +56,7 @@ def drawing(spec: ModelSpec, size: str, pictures: int, dtype: str = "fp32", offl
     shared = [
         sum(_bytes(s, "fp16") for s in shapes[name].values()) for name, unet in spec.unets.items() if users[unet] > 1
     ]
-    waiting = max(shared, default=0) if offload else sum(shared)
+    waiting = 0 if offload else sum(shared)
     graphs: list[Iterable[Layer]] = [unet_layers(unet, rows, height, width, spec.tokens) for unet in users]
     graphs += [decoder_layers(spec.vae, pictures, height, width)]
     graphs += [text_layers(text, rows) for text in spec.texts.values()]

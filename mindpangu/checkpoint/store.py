@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Optional, Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from mindpangu.checkpoint.places import Shape
+from mindpangu.checkpoint.tensor_files import Stored, StoredTensor, TensorFiles
 from mindpangu.errors import UserError
 
 MAX_NAMED = 3  # how many names an error lists of each kind
@@ -29,6 +29,7 @@ class NamedParameter(Protocol):
     name: str
     shape: tuple[int, ...]
     dtype: Any
+    has_init: bool
 
     def asnumpy(self) -> np.ndarray: ...
     def set_data(self, data: Any) -> Any: ...
@@ -151,34 +152,31 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: absent or not a whole safetensors file.
     """
+    return {name: np.asarray(tensor) for name, tensor in stored_tensors(path).items()}
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """As `load_tensors`, but each is read when it is asked for: they need not lie in memory together."""
     shards = [path.name] if path.exists() or not sidecar(path).exists() else read_card(path).get("shards", [path.name])
-    tensors: dict[str, np.ndarray] = {}
-    for name in shards:
-        tensors.update(_load_file(path.with_name(name)))
-    return tensors
+    return TensorFiles([path.with_name(name) for name in shards]).tensors()
 
 
-def _load_file(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-
-
-def load_into(parameters: Iterable[NamedParameter], tensors: Mapping[str, np.ndarray], source: str) -> None:
+def load_into(parameters: Iterable[NamedParameter], tensors: Mapping[str, Stored], source: str) -> None:
     """Set every parameter from the tensor of its name, converted to the parameter's dtype.
 
     Raises:
         UserError: naming missing, unexpected and mis-shaped tensors; nothing is changed then.
     """
-    from mindspore import Tensor, dtype_to_nptype
+    from mindspore import Tensor, dtype_to_nptype, ops
 
     by_name = {p.name: p for p in parameters}
     check_fit({n: tuple(p.shape) for n, p in by_name.items()}, {n: t.shape for n, t in tensors.items()}, source)
     for name, parameter in by_name.items():
-        parameter.set_data(Tensor(tensors[name].astype(dtype_to_nptype(parameter.dtype))))
+        value = Tensor(np.array(tensors[name], dtype_to_nptype(parameter.dtype)))
+        if parameter.has_init:  # it waits for its first value; assign would lose it
+            parameter.set_data(value)
+        else:  # in place; with set_data a compiled graph keeps the old values beside the new until it runs again
+            ops.assign(parameter, value)
 
 
 def check_fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape], source: str) -> None:

@@ -1,10 +1,12 @@
-"""Other people's safetensors files, one or several as if they were one: shapes first, then one tensor at a time."""
+"""Safetensors files, one or several as if they were one: shapes first, then one tensor at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Union
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -58,6 +60,26 @@ class TensorFiles:
             return _read_bfloat16(path, name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: {name} cannot be read ({error})") from None
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """By name, each to be read when it is asked for."""
+        return {name: StoredTensor(self, name, shape) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a file, and is read anew each time that NumPy asks for it."""
+
+    files: TensorFiles
+    name: str
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        read = self.files.read(self.name)
+        return read if dtype is None else read.astype(dtype, copy=False)
+
+
+Stored = Union[np.ndarray, StoredTensor]
 
 
 def _read_bfloat16(path: Path, name: str) -> np.ndarray:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
+
+Weight = TypeVar("Weight")  # an array, or one that waits in a file
 
 
 def unprefixed(weights: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -12,7 +15,7 @@ def unprefixed(weights: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.n
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def prefixed(weights: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def prefixed(weights: Mapping[str, Weight], prefix: str) -> dict[str, Weight]:
     """The weights with `prefix` before each name."""
     return {prefix + name: value for name, value in weights.items()}
 

@@ -40,7 +40,7 @@ def inspect(
     table.add_section()
     table.add_row("all", "", f"{total:,}", _gib(4 * total), _gib(2 * total), "")
     memory = Table(title=f"memory on a CPU, drawing {pictures} at {size} together: computed, see docs/speed.md")
-    for heading in ("--dtype", "--offload", "weights", "waiting or read", "all else", "peak"):
+    for heading in ("--dtype", "--offload", "weights", "waiting", "all else", "peak"):
         memory.add_column(heading, justify="right")
     for dtype in ITEMSIZE:
         for offload in (False, True):

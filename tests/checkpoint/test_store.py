@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from mindspore import dtype as mstype
+from mindspore import Parameter, Tensor
+from mindspore.common.initializer import initializer
+from mindspore.nn.utils import no_init_parameters
 
+from mindpangu import runtime
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, verify, write_atomically
 from mindpangu.errors import UserError
+
+runtime.start("CPU")
 
 arrays = hnp.arrays(
     st.sampled_from([np.float16, np.float32, np.float64, np.int32]), hnp.array_shapes(min_dims=0, max_dims=3)
@@ -46,28 +51,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-class FakeParameter:
-    def __init__(self, name, shape):
-        self.name, self.shape, self.value, self.dtype = name, shape, None, mstype.float32
-
-    def asnumpy(self):
-        return self.value
-
-    def set_data(self, data):
-        self.value = data.asnumpy()
-
-
 def test_a_load_names_missing_unexpected_and_mis_shaped_and_changes_nothing():
-    parameters = [FakeParameter("a", (2,)), FakeParameter("b", (3,))]
+    parameters = [Parameter(Tensor(np.ones(shape, np.float32)), name=name) for name, shape in (("a", 2), ("b", 3))]
     with pytest.raises(UserError, match=r"1 missing \(b\); 1 unexpected \(c\); 1 mis-shaped \(a \[4\] for \[2\]\)"):
         load_into(parameters, {"a": np.zeros(4), "c": np.zeros(1)}, "file")
-    assert all(p.value is None for p in parameters)
+    assert all((p.asnumpy() == 1).all() for p in parameters)
 
 
-def test_half_precision_becomes_single():
-    parameter = FakeParameter("a", (2,))
-    load_into([parameter], {"a": np.array([1.5, 2.5], np.float16)}, "file")
-    assert parameter.value.dtype == np.float32
+def test_half_precision_becomes_single_and_a_second_load_takes_the_place_of_the_first():
+    with no_init_parameters():
+        parameter = Parameter(initializer("ones", (2,)), name="a")
+    for value in (1.5, -2.5):
+        load_into([parameter], {"a": np.array([value, 0.25], np.float16)}, "file")
+        np.testing.assert_array_equal(parameter.asnumpy(), np.array([value, 0.25], np.float32))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", b"garbage" * 9])
