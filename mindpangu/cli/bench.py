@@ -80,6 +80,29 @@ def operators(
     Console(width=180).print(_worth(_measure("operators", EACH_OPERATOR, model, turns, only, report)))
 
 
+@app.command()
+def coop(
+    config: Path = typer.Option(..., help="Who draws together: see configs/infer/."),
+    line: Optional[Path] = typer.Option(None, help="A picture for the members' ControlNets to look at."),
+    steps: int = typer.Option(30, min=2),
+    turns: int = TURNS,
+    set_: list[str] = typer.Option([], "--set", help="key=value over the file; may be repeated."),
+) -> None:
+    """A step of models that draw together, beside the same models' steps alone."""
+    import numpy as np
+
+    from mindpangu.bench.cases import PROMPTS
+    from mindpangu.bench.coop import TOGETHER, measure
+
+    with Console(stderr=True).status("starting") as status:
+        found = measure(config, set_, line, steps, turns, status.update)
+    alone = np.sum([times for name, times in found.items() if name != TOGETHER], axis=0)
+    low, middle, high = np.percentile(np.array(found[TOGETHER]) / alone, (25, 50, 75))
+    shown = ", ".join(f"{name} {np.median(times):.1f}" for name, times in found.items())
+    print(f"ms a step of {len(PROMPTS)} pictures, medians of {turns} turns: {shown}")
+    print(f"together over the sum of each alone, turn by turn: {middle:.2f} ({low:.2f}-{high:.2f})")
+
+
 def _beside_peers(kind: str, model: str, turns: int, only: Optional[str], report: Optional[Path]) -> None:
     from mindpangu.bench.worker import CONTENDERS
 
