@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindpangu.errors import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -37,10 +39,20 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """Meet the other processes that msrun has started, if any; MindSpore must have been started."""
+    """Meet the other processes that msrun has started, if any; MindSpore must have been started.
+
+    Raises:
+        UserError: they cannot be met, or (in msrun's scheduler, which stays in here) one of them has been lost.
+    """
     if "MS_ROLE" not in os.environ:
         return Ranks()
     from mindspore.communication import get_group_size, get_rank, init
 
-    init()  # msrun's scheduler runs the same command, and stays in here
+    try:
+        init()  # msrun's scheduler runs the same command, and stays in here
+    except RuntimeError as error:
+        raise UserError(
+            f"a process of this training was lost ({str(error).splitlines()[0]}); its log is in msrun's "
+            "--log_dir; start the same command again, which goes on from the last checkpoint"
+        ) from None
     return Ranks(get_rank(), get_group_size())

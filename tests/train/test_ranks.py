@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,25 @@ STEPS = 20
 REPOSITORY = Path(__file__).parents[2]
 
 
-def trained(part, runs, folder, workers):
-    """The state after STEPS steps of eight pictures, by one process or several; part "line": the loop tests' task."""
+def training_file(part, runs, folder, steps=STEPS):
+    """A training of `steps` steps of eight pictures; part "line": the loop tests' task."""
     values = training(
         "vae" if part == "line" else part,
         runs,
         output_dir=str(folder),
-        runner_config={"images": 8 * STEPS, "batch_size": 8},
-        callbacks={"log_images": 40, "sample_images": 8 * STEPS, "checkpoint_images": 8 * STEPS},
+        runner_config={"images": 8 * steps, "batch_size": 8},
+        callbacks={"log_images": 40, "sample_images": 8 * steps, "checkpoint_images": 40},
     )
     folder.mkdir()
     (folder / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+@contextmanager
+def started(part, folder, workers, until=0):
+    """The training in `folder`, being worked at by one process or several; a line may stop after `until` images."""
     command = [str(Path(sys.executable).with_name("mindpangu")), "train", "--config", str(folder / "train.yaml")]
     if part == "line":
-        command = [str(Path(__file__).with_name("line_worker.py")), str(folder / "train.yaml")]
+        command = [str(Path(__file__).with_name("line_worker.py")), str(folder / "train.yaml"), str(until)]
     if workers > 1:
         counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={18000 + workers}"]
         msrun = str(Path(sys.executable).with_name("msrun"))
@@ -50,14 +56,27 @@ def trained(part, runs, folder, workers):
         command = [sys.executable, *command]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "MINDPANGU_CPU_OPS": "fp32"}
+    environment["MS_NODE_TIMEOUT"] = "10"  # seconds
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
         try:
-            assert process.wait(timeout=400) == 0, (folder / "said.txt").read_text()[-3000:]
+            yield process
         finally:  # msrun's workers outlive it when it is killed
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def work(part, folder, workers, until=0):
+    """The newest state once the training has ended well."""
+    with started(part, folder, workers, until) as process:
+        assert process.wait(timeout=400) == 0, (folder / "said.txt").read_text()[-3000:]
     return load_tensors(states(folder)[0])
+
+
+def trained(part, runs, folder, workers):
+    """The state after STEPS steps."""
+    training_file(part, runs, folder)
+    return work(part, folder, workers)
 
 
 @pytest.mark.parametrize(("part", "workers", "tolerance"), [("structure", 2, 2e-5), ("line", 4, 1e-6)])
@@ -74,6 +93,48 @@ def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_facto
         assert np.abs(one[name] - several[name]).max() <= tolerance * scale, name
     lines = [json.loads(line) for line in (folder / "several" / "stats.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path):
+    """Four processes, then one, then two: the same images in the same order, the same weights but for rounding."""
+    one = trained("line", runs, tmp_path / "one", 1)
+    folder = tmp_path / "several"
+    training_file("line", runs, folder)
+    for workers, until in ((4, 40), (1, 120), (2, 8 * STEPS)):
+        several = work("line", folder, workers, until)
+        assert several["progress"][0] == until
+    for name in one.keys() - {"progress"}:
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    assert [json.loads(line)["nimg"] for line in (folder / "stats.jsonl").read_text().splitlines()] == [
+        40,
+        80,
+        120,
+        160,
+    ]
+
+
+def test_lost_and_hung_processes_end_the_run_in_one_line_and_it_goes_on_from_its_checkpoint(runs, tmp_path):
+    """One process is killed, then, in the run that goes on, one hangs."""
+    folder, steps = tmp_path / "run", 600
+    training_file("line", runs, folder, steps)
+    for images, how in ((40, signal.SIGKILL), (800, signal.SIGSTOP)):
+        with started("line", folder, 2) as process:
+            while not states(folder) or states(folder)[0].name < f"state-{images:012d}":
+                assert process.poll() is None, (folder / "said.txt").read_text()[-3000:]
+                time.sleep(0.02)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            workers = [
+                int(pid) for pid in children if b"MS_ROLE=MS_WORKER" in Path(f"/proc/{pid}/environ").read_bytes()
+            ]
+            os.kill(workers[0], how)  # the first, which writes; msrun's watchers of logs come later
+            assert process.wait(timeout=200) != 0
+        said = [line for line in (folder / "said.txt").read_text().splitlines() if "a process of this training" in line]
+        assert len(said) == 1 and "start the same command again" in said[0]
+    several = work("line", folder, 2)
+    training_file("line", runs, tmp_path / "one", steps)
+    one = work("line", tmp_path / "one", 1)
+    for name in one.keys() - {"progress"}:
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def test_a_batch_is_shared_evenly_or_not_at_all(runs, tmp_path):
