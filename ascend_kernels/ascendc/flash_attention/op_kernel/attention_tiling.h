@@ -1,0 +1,111 @@
+// What the host decides for a kernel, and the arithmetic that both follow. Plain C++: the host, the kernels, the
+// simulator and, in the same words, ascend_kernels/tiling.py compute the same numbers.
+#ifndef MINDPANGU_ATTENTION_TILING_H
+#define MINDPANGU_ATTENTION_TILING_H
+
+#include <cstdint>
+
+struct AttentionTiling {
+    uint32_t batch;    // N
+    uint32_t heads;    // H
+    uint32_t queries;  // S
+    uint32_t keys;     // T
+    uint32_t width;    // D, of a head
+    uint32_t rows;     // of a tile of scores; a multiple of 16
+    uint32_t columns;  // of a tile of scores; a multiple of 16
+    uint32_t causal;   // 1: query i sees keys 0 … i
+    float scale;       // usually 1/√D
+};
+
+namespace attention {
+
+constexpr uint32_t FRACTAL = 16;     // side of the cube unit's blocks
+constexpr uint32_t SLOTS = 2;        // tiles under way between the cube and the vector cores
+constexpr uint32_t STEP = 64;        // float numbers a vector instruction takes at once
+constexpr uint32_t BLOCK = 8;        // float numbers in 32 bytes
+constexpr uint32_t L1 = 512 * 1024 - 256;
+constexpr uint32_t L0 = 64 * 1024;
+constexpr uint32_t L0C = 128 * 1024;
+constexpr uint32_t UB = 184 * 1024 - 256;
+
+constexpr uint32_t up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+constexpr uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+// Rows of a tile that the first vector core takes; the second has the rest.
+constexpr uint32_t first_half(uint32_t rows) { return smaller(up((rows + 1) / 2, BLOCK), rows); }
+
+// Floats of a tile, or of its product with values, that one vector core holds.
+constexpr uint32_t half_tile(uint32_t rows, uint32_t other) { return first_half(rows) * other; }
+
+struct Plan {
+    uint32_t l1, l0a, l0b, l0c, ub;  // bytes in use
+    uint64_t workspace;              // bytes for each cube core, a multiple of 512
+    bool fits() const { return l1 <= L1 && l0a <= L0 && l0b <= L0 && l0c <= L0C && ub <= UB; }
+};
+
+// Forward: scores (rows × columns) and products (rows × width) leave the cube, probabilities come back.
+constexpr Plan forward_plan(uint32_t width, uint32_t rows, uint32_t columns) {
+    const uint32_t d = up(width, FRACTAL), wide = larger(d, columns), half = first_half(rows);
+    return Plan{
+        2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),  // queries, keys and values, probabilities
+        2 * 2 * rows * wide,
+        2 * 2 * columns * d,
+        2 * 4 * rows * wide,
+        2 * 4 * half * wide + 2 * 2 * half * wide  // tiles in, tiles out
+            + 4 * half * d                         // the picture so far
+            + 2 * 4 * up(half, BLOCK)              // log-sum-exp out
+            + (7 + BLOCK) * 4 * up(half, BLOCK),   // maximum, sum, two factors, spare, broadcast
+        up(SLOTS * (4 * rows * columns + 2 * rows * columns + 4 * rows * d), 512)};
+}
+
+// Backward, one pass: two tiles of scores leave the cube, two come back, `sums` results stay in L0C till the end.
+constexpr Plan backward_plan(uint32_t width, uint32_t rows, uint32_t columns, uint32_t sums) {
+    const uint32_t d = up(width, FRACTAL), wide = larger(d, columns), half = first_half(rows);
+    const uint32_t vector = up(larger(half, columns), BLOCK);
+    return Plan{
+        2 * (2 * rows * d + 2 * 2 * columns * d + sums * 2 * rows * columns),
+        2 * 2 * rows * wide,
+        2 * 2 * columns * d,
+        2 * 4 * rows * columns + sums * 4 * rows * d,
+        2 * 2 * 4 * half * columns + 2 * 2 * half * columns  // tiles in, tiles out
+            + 2 * 2 * 4 * vector                             // log-sum-exp and delta in
+            + 2 * BLOCK * 4 * up(half, BLOCK),               // their broadcasts
+        up(SLOTS * (2 * 4 * rows * columns + sums * 2 * rows * columns), 512)};
+}
+
+struct Tile {
+    uint32_t rows, columns;
+    constexpr uint32_t size() const { return rows * columns; }
+};
+
+constexpr uint32_t SIDES[] = {128, 112, 96, 80, 64, 48, 32, 16};
+
+// The largest tile that fits, the wider of two equal ones; no larger than the data. {0, 0} where none does.
+template <typename Fits>
+constexpr Tile largest(uint32_t rows, uint32_t columns, Fits fits) {
+    Tile best{0, 0};
+    for (uint32_t r : SIDES) {
+        for (uint32_t c : SIDES) {
+            const Tile tile{smaller(r, up(rows, FRACTAL)), smaller(c, up(columns, FRACTAL))};
+            if (fits(tile) && (tile.size() > best.size() || (tile.size() == best.size() && tile.columns > best.columns))) {
+                best = tile;
+            }
+        }
+    }
+    return best;
+}
+
+constexpr Tile forward_tile(uint32_t queries, uint32_t keys, uint32_t width) {
+    return largest(queries, keys, [width](Tile t) { return forward_plan(width, t.rows, t.columns).fits(); });
+}
+
+// One tile for both passes of the backward kernel: the fuller one, over keys, decides.
+constexpr Tile backward_tile(uint32_t queries, uint32_t keys, uint32_t width) {
+    const uint32_t longer = larger(queries, keys);
+    return largest(longer, longer, [width](Tile t) { return backward_plan(width, t.rows, t.columns, 2).fits(); });
+}
+
+}  // namespace attention
+
+#endif
