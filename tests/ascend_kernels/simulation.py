@@ -43,6 +43,7 @@ def build(source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS) -
 
 def _call(library: ctypes.CDLL, arrays: list[np.ndarray], tiling: Tiling, cores: int, seed: int) -> None:
     error = ctypes.create_string_buffer(600)
+    arrays = [np.ascontiguousarray(array) for array in arrays]
     pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
     if library.simulate(*pointers, ctypes.byref(tiling), cores, seed, error, len(error)):
         raise KernelError(error.value.decode())

@@ -511,6 +511,8 @@ public:
     void InitBuffer(TBuf<POSITION>& buffer, uint32_t bytes) {
         buffer.buffer_ = make(POSITION, bytes, sim::Buffer::LASTING);
     }
+    // After it another TPipe may divide the same memory.
+    void Destroy() { sim::core().used.fill(0); }
 
 private:
     static sim::Buffer* make(TPosition position, uint32_t bytes, sim::Buffer::State state) {

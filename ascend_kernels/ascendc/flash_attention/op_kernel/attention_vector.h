@@ -50,10 +50,10 @@ __aicore__ inline void by_row(const LocalTensor<float>& tile, const LocalTensor<
     }
 }
 
-// tile −= a number for each column.
+// Each of the first `columns` of `whole` columns −= a number.
 __aicore__ inline void minus_columns(const LocalTensor<float>& tile, const LocalTensor<float>& numbers, uint32_t rows,
-                                     uint32_t columns) {
-    const uint8_t pitch = static_cast<uint8_t>(columns / BLOCK);
+                                     uint32_t columns, uint32_t whole) {
+    const uint8_t pitch = static_cast<uint8_t>(whole / BLOCK);
     const BinaryRepeatParams strides(1, 1, 1, pitch, pitch, 0);
     for (uint32_t c = 0; c < columns; c += STEP) {
         Sub(tile[c], tile[c], numbers[c], smaller(STEP, columns - c), rows, strides);

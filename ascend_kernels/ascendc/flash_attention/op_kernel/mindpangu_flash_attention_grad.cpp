@@ -59,7 +59,7 @@ public:
                 pipe.InitBuffer(column_in_[i], 2, t_.columns * d_ * sizeof(T));
             }
             for (uint32_t i = 0; i < SUMS; ++i) {
-                pipe.InitBuffer(factor_in_[i], 1, tile * sizeof(T));
+                pipe.InitBuffer(factor_in_[i], 2, tile * sizeof(T));
                 pipe.InitBuffer(sum_[i], 1, t_.rows * d_ * sizeof(float));
             }
             pipe.InitBuffer(score_out_, 2, tile * sizeof(float));
@@ -284,7 +284,8 @@ private:
     GlobalTensor<T> row_[2], column_[2], result_[SUMS], factor_[SUMS];
     GlobalTensor<float> score_[2], lse_, delta_;
 
-    TQue<TPosition::A1, 1> row_in_[2], factor_in_[SUMS];
+    TQue<TPosition::A1, 1> row_in_[2];
+    TQue<TPosition::A1, 2> factor_in_[SUMS];
     TQue<TPosition::B1, 2> column_in_[2];
     TQue<TPosition::CO1, 1> sum_[SUMS];
     TQue<TPosition::CO1, 2> score_out_;
