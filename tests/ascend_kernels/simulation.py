@@ -26,14 +26,14 @@ class KernelError(Exception):
     """What the simulator found."""
 
 
-def build(source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS) -> ctypes.CDLL:
-    """A wrapper of the simulator's folder around the kernels, compiled for `dtype`.
+def build(source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS, optimise: str = "-O2") -> ctypes.CDLL:
+    """A wrapper of the simulator's folder around the kernels, compiled for `dtype`: half or bfloat16_t.
 
     Raises:
         KernelError: g++ refuses it.
     """
     library = to / f"{Path(source).stem}_{dtype}.so"
-    command = ["g++", "-std=c++17", "-O2", "-march=native", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread"]
+    command = ["g++", "-std=c++17", optimise, "-march=native", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread"]
     command += [f"-DDTYPE_Q={dtype}", f"-I{HERE}", f"-I{kernels}", str(HERE / source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -73,10 +73,25 @@ def backward(
     return outputs[0], outputs[1], outputs[2]
 
 
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    """float → half as float16, bfloat16_t as its bits in uint16."""
+    if dtype == "half":
+        return x.astype(np.float16)
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def widened(x: np.ndarray) -> np.ndarray:
+    """The numbers that `rounded` made, in float64."""
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return x.astype(np.float64)
+
+
 def split(x: np.ndarray, heads: int) -> np.ndarray:
     """(N, S, H·D) → (N, H, S, D) in float64."""
     n, s, channels = x.shape
-    return x.astype(np.float64).reshape(n, s, heads, channels // heads).transpose(0, 2, 1, 3)
+    return widened(x).reshape(n, s, heads, channels // heads).transpose(0, 2, 1, 3)
 
 
 def join(x: np.ndarray) -> np.ndarray:

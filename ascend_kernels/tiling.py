@@ -1,0 +1,223 @@
+"""How the attention kernels cut their work, and the least time it can take: computed, never run on an NPU.
+
+The arithmetic of the tiles is that of `ascendc/flash_attention/op_kernel/attention_tiling.h`, word for word; a test
+compares the two on ten thousand shapes. Sizes are in numbers, memory in bytes, time in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FRACTAL = 16  # side of the cube unit's blocks
+SLOTS = 2  # tiles under way between the cube and the vector cores
+BLOCK = 8  # float numbers in 32 bytes
+SIDES = (128, 112, 96, 80, 64, 48, 32, 16)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Memories of one core; `cube`, `vector`: numbers of cores; `clock` in Hz; bandwidths of the whole chip in bytes/s.
+
+    `cache`: of the L2 cache, through which the cores exchange tiles. A cube core does 16³ multiply-adds a cycle, a
+    vector core an operation on 64 float numbers.
+    """
+
+    name: str
+    cube: int
+    vector: int
+    clock: float
+    memory: float
+    cache: float
+    l1: int
+    l0: int
+    l0c: int
+    ub: int
+
+    @property
+    def cube_flops(self) -> float:
+        """Peak of all cube cores, FLOP/s in fp16."""
+        return self.cube * 2 * FRACTAL**3 * self.clock
+
+
+# The mix kernel's own share is taken off L1 and UB. Bandwidths: CANN's guide, "L2 Cache Tiling".
+ASCEND_910B = Chip(
+    "Ascend 910B2", 24, 48, 1.8e9, 1.6e12, 7e12, 512 * 1024 - 256, 64 * 1024, 128 * 1024, 184 * 1024 - 256
+)
+
+
+def up(n: int, to: int) -> int:
+    """The next multiple."""
+    return (n + to - 1) // to * to
+
+
+def first_half(rows: int) -> int:
+    """Rows of a tile that the first of two vector cores takes."""
+    return min(up((rows + 1) // 2, BLOCK), rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes in use, and of the workspace for each cube core."""
+
+    l1: int
+    l0a: int
+    l0b: int
+    l0c: int
+    ub: int
+    workspace: int
+
+    def fits(self, chip: Chip) -> bool:
+        """Whether a core of the chip has as much."""
+        return (
+            self.l1 <= chip.l1 and max(self.l0a, self.l0b) <= chip.l0 and self.l0c <= chip.l0c and self.ub <= chip.ub
+        )
+
+
+def forward_plan(width: int, rows: int, columns: int) -> Plan:
+    """What a tile of rows × columns scores takes in the forward kernel, for heads of `width` channels."""
+    d, half = up(width, FRACTAL), first_half(rows)
+    wide = max(d, columns)
+    return Plan(
+        l1=2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),
+        l0a=2 * 2 * rows * wide,
+        l0b=2 * 2 * columns * d,
+        l0c=2 * 4 * rows * wide,
+        ub=2 * 4 * half * wide
+        + 2 * 2 * half * wide
+        + 4 * half * d
+        + 2 * 4 * up(half, BLOCK)
+        + (7 + BLOCK) * 4 * up(half, BLOCK),
+        workspace=up(SLOTS * (4 * rows * columns + 2 * rows * columns + 4 * rows * d), 512),
+    )
+
+
+def backward_plan(width: int, rows: int, columns: int, sums: int) -> Plan:
+    """What it takes in a pass of the backward kernel, in which `sums` results grow."""
+    d, half = up(width, FRACTAL), first_half(rows)
+    wide, vector = max(d, columns), up(max(half, columns), BLOCK)
+    return Plan(
+        l1=2 * (2 * rows * d + 2 * 2 * columns * d + sums * 2 * rows * columns),
+        l0a=2 * 2 * rows * wide,
+        l0b=2 * 2 * columns * d,
+        l0c=2 * 4 * rows * columns + sums * 4 * rows * d,
+        ub=2 * 2 * 4 * half * columns
+        + 2 * 2 * half * columns
+        + 2 * 2 * 4 * vector
+        + 2 * BLOCK * 4 * up(half, BLOCK),
+        workspace=up(SLOTS * (2 * 4 * rows * columns + sums * 2 * rows * columns), 512),
+    )
+
+
+def _largest(rows: int, columns: int, fits: Callable[[int, int], bool]) -> tuple[int, int]:
+    """The largest tile that fits, the wider of two equal ones, no larger than the data; (0, 0) where none does."""
+    best = (0, 0)
+    for r in SIDES:
+        for c in SIDES:
+            tile = min(r, up(rows, FRACTAL)), min(c, up(columns, FRACTAL))
+            if fits(*tile) and (tile[0] * tile[1], tile[1]) > (best[0] * best[1], best[1]):
+                best = tile
+    return best
+
+
+def forward_tile(queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> tuple[int, int]:
+    """Rows and columns of the forward kernel's tiles of scores."""
+    return _largest(queries, keys, lambda r, c: forward_plan(width, r, c).fits(chip))
+
+
+def backward_tile(queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> tuple[int, int]:
+    """Rows and columns of the backward kernel's, for both passes."""
+    longer = max(queries, keys)
+    return _largest(longer, longer, lambda r, c: backward_plan(width, r, c, 2).fits(chip))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The least seconds that each part of a chip needs; they work side by side, so the longest counts.
+
+    `flops`: those that attention needs, without padding. `share`: of the cube cores' peak, at best.
+    """
+
+    flops: int
+    cube: float
+    vector: float
+    memory: float
+    exchange: float
+    chip: Chip
+
+    @property
+    def seconds(self) -> float:
+        """The longest part."""
+        return max(self.cube, self.vector, self.memory, self.exchange)
+
+    @property
+    def bound(self) -> str:
+        """Which part that is."""
+        return max(("cube", "vector", "memory", "exchange"), key=lambda part: float(getattr(self, part)))
+
+    @property
+    def share(self) -> float:
+        """What is left of the cube cores' peak."""
+        return self.flops / self.seconds / self.chip.cube_flops
+
+
+# Vector operations on each score: scale, maximum, minus it, exp, sum, cast; on each number of a product: factor, add.
+FORWARD_PASSES, PRODUCT_PASSES = 6, 2
+# Scale, minus lse, exp, minus delta, times p, scale, cast; once more a cast over keys.
+BACKWARD_PASSES = (8, 7)
+
+
+def _busiest(tasks: int, chip: Chip) -> float:
+    """How much longer the core with most tasks works than if they could be shared evenly."""
+    return -(-tasks // chip.cube) * chip.cube / tasks
+
+
+def estimate_forward(
+    batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B
+) -> Estimate:
+    """The forward kernel's least time. Padding to tiles and cores without work are in it, waiting is not."""
+    rows, columns = forward_tile(queries, keys, width, chip)
+    d, heads_in_all = up(width, FRACTAL), batch * heads
+    blocks, tiles = -(-queries // rows), -(-keys // columns)
+    padded = heads_in_all * up(queries, FRACTAL) * up(keys, FRACTAL)
+    uneven = _busiest(heads_in_all * blocks, chip)
+    products = heads_in_all * queries * tiles * d
+    passes = FORWARD_PASSES * padded + PRODUCT_PASSES * products
+    # Keys and values are read again for each block of queries, from the cache.
+    exchange = 2 * (4 + 2) * padded + 2 * 4 * products + 2 * 2 * heads_in_all * blocks * keys * d
+    return Estimate(
+        flops=4 * heads_in_all * queries * keys * width,
+        cube=4 * padded * d / chip.cube_flops * uneven,
+        vector=passes / 64 / chip.vector / chip.clock * uneven,
+        memory=2 * heads_in_all * (2 * queries + 2 * keys) * width / chip.memory,
+        exchange=exchange / chip.cache * uneven,
+        chip=chip,
+    )
+
+
+def estimate_backward(
+    batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B
+) -> Estimate:
+    """The backward kernel's least time: both passes."""
+    rows, columns = backward_tile(queries, keys, width, chip)
+    d, heads_in_all = up(width, FRACTAL), batch * heads
+    padded = heads_in_all * up(queries, FRACTAL) * up(keys, FRACTAL)
+    cube = vector = exchange = 0.0
+    for height, length, sums, passes in (
+        (keys, queries, 2, BACKWARD_PASSES[0]),
+        (queries, keys, 1, BACKWARD_PASSES[1]),
+    ):
+        blocks = -(-height // rows)
+        uneven = _busiest(heads_in_all * blocks, chip)
+        cube += 2 * (2 + sums) * padded * d / chip.cube_flops * uneven
+        vector += passes * padded / 64 / chip.vector / chip.clock * uneven
+        again = 2 * (2 + sums) * heads_in_all * blocks * length * d
+        exchange += (2 * (2 * 4 + sums * 2) * padded + again) / chip.cache * uneven
+    return Estimate(
+        flops=10 * heads_in_all * queries * keys * width,
+        cube=cube,
+        vector=vector,
+        memory=2 * heads_in_all * (4 * queries + 4 * keys) * width / chip.memory,
+        exchange=exchange,
+        chip=chip,
+    )

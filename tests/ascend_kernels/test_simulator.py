@@ -1,0 +1,123 @@
+"""Bugs put into the kernels' sources, one at a time: the simulator, or the numbers, must give each away."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.ascend_kernels.simulation import (
+    KERNELS,
+    KernelError,
+    backward,
+    build,
+    forward,
+    reference,
+    rounded,
+    settings,
+    split,
+    widened,
+)
+
+FORWARD, BACKWARD = "mindpangu_flash_attention.cpp", "mindpangu_flash_attention_grad.cpp"
+CUBE, VECTOR, TILING = "attention_cube.h", "attention_vector.h", "attention_tiling.h"
+
+# What is wrong; file, text, what stands there instead; what is said; and, where it matters, the type.
+BUGS = [
+    ("a vector instruction does not wait for the one before", FORWARD,
+     "Muls(tile, tile, t_.scale, static_cast<int32_t>(count_ * n16));\n            PipeBarrier<PIPE_V>();",
+     "Muls(tile, tile, t_.scale, static_cast<int32_t>(count_ * n16));", "may still be writing"),
+    ("sums in L0C do not wait for each other", CUBE, "PipeBarrier<PIPE_M>();", "", "may still be writing"),
+    ("a tile is never enqueued", FORWARD, "keys_in_.EnQue(keys);", "", "DeQue: nothing is enqueued"),
+    ("a tile is used while it is enqueued", FORWARD, "tile = tile_in_.template DeQue<float>();\n            Muls",
+     "Muls", "which is enqueued"),
+    ("a tile is never freed", FORWARD, "keys_in_.FreeTensor(keys);", "", "AllocTensor: all 2 buffers"),
+    ("a tile is still in use at the end", FORWARD, "        queries_in_.FreeTensor(queries);\n    }",
+     "        if (first_ + rows_ < t_.queries) {\n            queries_in_.FreeTensor(queries);\n        }\n    }", "ends, and .* in use"),
+    ("a tile is freed twice", FORWARD, "values_in_.FreeTensor(values);",
+     "values_in_.FreeTensor(values);\n        values_in_.FreeTensor(values);", "FreeTensor: .* is not in use"),
+    ("a tile is used after it was freed", CUBE, "        Mmad(product, left, right, shape);\n        left_.FreeTensor(left);",
+     "        left_.FreeTensor(left);\n        Mmad(product, left, right, shape);", "which is free"),
+    ("the cube never says that scores are there", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_FIX>(SCORES);", "", "deadlock"),
+    ("it says twice that products are", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_FIX>(PRODUCTS);",
+     "CrossCoreSetFlag<PAIRED, PIPE_FIX>(PRODUCTS);\n        CrossCoreSetFlag<PAIRED, PIPE_FIX>(PRODUCTS);",
+     "still set|set 15 times"),
+    ("it does not wait for probabilities", FORWARD, "CrossCoreWaitFlag(PROBABILITIES);", "",
+     "nothing has written|may still be"),
+    ("the flag is set before the copy it stands for", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_MTE3>(PROBABILITIES);",
+     "CrossCoreSetFlag<PAIRED, PIPE_V>(PROBABILITIES);", "may still be writing"),
+    ("a flag that does not exist", CUBE, "PRODUCTS = 2;", "PRODUCTS = 12;", "flag 12; 0 to 10"),
+    ("both slots of the workspace are one", FORWARD, "scores_[j % SLOTS * t_.rows * t_.columns], scores",
+     "scores_[0], scores", "may still be reading|WRONG"),
+    ("more UB than there is", FORWARD, "pipe.InitBuffer(tile_in_, 2,", "pipe.InitBuffer(tile_in_, 20,",
+     "InitBuffer: .* of UB in use"),
+    ("more L0C than there is", FORWARD, "pipe.InitBuffer(product_, 2,", "pipe.InitBuffer(product_, 20,",
+     "InitBuffer: .* of L0C in use"),
+    ("a buffer of no whole blocks", FORWARD, "line = up(half, BLOCK) * sizeof(float);",
+     "line = (up(half, BLOCK) + 1) * sizeof(float);", "not a positive multiple of 32"),
+    ("an operand that is not aligned", VECTOR, "tile[c], tile[c], numbers, mask, rows, strides",
+     "tile[c + 1], tile[c + 1], numbers, mask, rows, strides", "not a multiple of 32"),
+    ("keys are read beyond the last", FORWARD, "load_tile(keys, k_[key_ + uint64_t(j) * t_.columns * pitch_], n,",
+     "load_tile(keys, k_[key_ + uint64_t(j) * t_.columns * pitch_], t_.columns,", "of k, whose tensor has"),
+    ("what pads a tile is left as it was", CUBE, "InitConstValue(tile[(whole_rows - FRACTAL) * FRACTAL], last);", "",
+     "which nothing has written"),
+    ("a sum begins with what L0C held", BACKWARD, "n16, j == begin_);", "n16, false);", "which nothing has written"),
+    ("more numbers than an instruction takes", TILING, "STEP = 64;", "STEP = 128;", "mask"),
+    ("a result is written twice", FORWARD, "o_[query_ + uint64_t(own_) * pitch_]", "o_[query_]", "a second time"),
+    ("a row is never written", FORWARD, "store_rows(lse_[line_ + own_], line, 1, count_, up(count_, BLOCK), count_);",
+     "store_rows(lse_[line_ + own_], line, 1, count_ - 1, up(count_, BLOCK), count_);", "was never written"),
+    ("the target's type is not asked for", CUBE, "store.quantPre = QuantMode_t::F322F16;", "", "Fixpipe: quantPre"),
+    ("bfloat16_t is transposed as it is", CUBE, "template ReinterpretCast<half>()", "template ReinterpretCast<T>()",
+     "ifTranspose is for half", "bfloat16_t"),
+    ("a type that an instruction does not take", FORWARD, "Cast(out, picture, RoundMode::CAST_RINT, count_ * d_);",
+     "Cast(out, picture, RoundMode::CAST_RINT, count_ * d_);\n        Exp(out, out, 16);",
+     "vector arithmetic takes half and float", "bfloat16_t"),
+    ("the wrong way of rounding", FORWARD, "Cast(out, tile, RoundMode::CAST_RINT", "Cast(out, tile, RoundMode::CAST_NONE",
+     "Cast: CAST_RINT to 16 bits"),
+    ("every key is the first", CUBE, "load.srcStride = 1;", "load.srcStride = 0;", "WRONG"),
+    ("earlier tiles keep their weight", FORWARD, "by_row<By::MUL>(picture, blocks, count_, d_);", "", "WRONG"),
+    ("what is hidden counts", FORWARD, "visible.hide_others(tile, LOWEST, count_);", "visible.hide_others(tile, 0.0f, count_);",
+     "WRONG"),
+    ("delta is left out", BACKWARD, "minus(ds, lines[1], 1, n, n16);", "PipeBarrier<PIPE_V>();", "WRONG"),
+]  # fmt: skip
+
+
+def run(folder, name, dtype):
+    """The kernel that a bug sits in, on lengths with tails, three tiles a row and a width with a tail."""
+    rng = np.random.default_rng(0)
+    heads = 2
+    q, k, v, do = (rounded(rng.standard_normal((1, length, heads * 40)), dtype) for length in (150, 77, 77, 150))
+    tiling = settings(q, k, heads, (32, 32), False, 40**-0.5)
+    right = reference(q, k, v, tiling, do)
+    if name == BACKWARD:
+        delta = (split(rounded(right[0], dtype), heads) * split(do, heads)).sum(-1).astype(np.float32)
+        library = build("backward.cpp", folder, dtype, folder, "-O0")
+        got, wanted = backward(library, [q, k, v, do, right[1].astype(np.float32), delta], tiling), right[2:]
+    else:
+        got, wanted = forward(build("forward.cpp", folder, dtype, folder, "-O0"), q, k, v, tiling)[:1], right[:1]
+    for one, other in zip(got, wanted):
+        if not np.linalg.norm(widened(one) - other) <= 2e-2 * np.linalg.norm(other):
+            raise KernelError("WRONG numbers")
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=[bug[0].replace(" ", "-") for bug in BUGS])
+def test_a_bug_is_caught(tmp_path, bug):
+    _, name, text, instead, said, *dtype = bug
+    for source in KERNELS.iterdir():
+        shutil.copy(source, tmp_path)
+    source = (tmp_path / name).read_text()
+    assert source.count(text) >= 1, "the kernel has changed; change the bug"
+    (tmp_path / name).write_text(source.replace(text, instead))
+    kernel = BACKWARD if name == BACKWARD or bug[0].startswith(("sums in", "the target")) else FORWARD
+    with pytest.raises(KernelError) as caught:
+        run(tmp_path, kernel, dtype[0] if dtype else "half")
+    assert re.search(said, str(caught.value)), str(caught.value)[-2000:]
+
+
+@pytest.mark.parametrize("kernel", [FORWARD, BACKWARD])
+def test_without_a_bug_the_same_runs_pass(tmp_path, kernel):
+    for source in KERNELS.iterdir():
+        shutil.copy(source, tmp_path)
+    run(tmp_path, kernel, "half")
