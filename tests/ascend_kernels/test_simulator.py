@@ -35,7 +35,7 @@ BUGS = [
      "Muls", "which is enqueued"),
     ("a tile is never freed", FORWARD, "keys_in_.FreeTensor(keys);", "", "AllocTensor: all 2 buffers"),
     ("a tile is still in use at the end", FORWARD, "        queries_in_.FreeTensor(queries);\n    }",
-     "        if (first_ + rows_ < t_.queries) {\n            queries_in_.FreeTensor(queries);\n        }\n    }", "ends, and .* in use"),
+     "        if (line_ + rows_ < t_.heads * t_.queries) {\n            queries_in_.FreeTensor(queries);\n        }\n    }", "ends, and .* in use"),
     ("a tile is freed twice", FORWARD, "values_in_.FreeTensor(values);",
      "values_in_.FreeTensor(values);\n        values_in_.FreeTensor(values);", "FreeTensor: .* is not in use"),
     ("a tile is used after it was freed", CUBE, "        Mmad(product, left, right, shape);\n        left_.FreeTensor(left);",
@@ -43,17 +43,17 @@ BUGS = [
     ("the cube never says that scores are there", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_FIX>(SCORES);", "", "deadlock"),
     ("it says twice that products are", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_FIX>(PRODUCTS);",
      "CrossCoreSetFlag<PAIRED, PIPE_FIX>(PRODUCTS);\n        CrossCoreSetFlag<PAIRED, PIPE_FIX>(PRODUCTS);",
-     "still set|set 15 times"),
+     "still set|nothing has written"),
     ("it does not wait for probabilities", FORWARD, "CrossCoreWaitFlag(PROBABILITIES);", "",
      "nothing has written|may still be"),
     ("the flag is set before the copy it stands for", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_MTE3>(PROBABILITIES);",
      "CrossCoreSetFlag<PAIRED, PIPE_V>(PROBABILITIES);", "may still be writing"),
     ("a flag that does not exist", CUBE, "PRODUCTS = 2;", "PRODUCTS = 12;", "flag 12; 0 to 10"),
     ("both slots of the workspace are one", FORWARD, "scores_[j % SLOTS * t_.rows * t_.columns], scores",
-     "scores_[0], scores", "may still be reading|WRONG"),
-    ("more UB than there is", FORWARD, "pipe.InitBuffer(tile_in_, 2,", "pipe.InitBuffer(tile_in_, 20,",
+     "scores_[0], scores", "may still be"),
+    ("more UB than there is", FORWARD, "pipe.InitBuffer(tile_in_, 2,", "pipe.InitBuffer(tile_in_, 40,",
      "InitBuffer: .* of UB in use"),
-    ("more L0C than there is", FORWARD, "pipe.InitBuffer(product_, 2,", "pipe.InitBuffer(product_, 20,",
+    ("more L0C than there is", FORWARD, "pipe.InitBuffer(product_, 2,", "pipe.InitBuffer(product_, 40,",
      "InitBuffer: .* of L0C in use"),
     ("a buffer of no whole blocks", FORWARD, "line = up(half, BLOCK) * sizeof(float);",
      "line = (up(half, BLOCK) + 1) * sizeof(float);", "not a positive multiple of 32"),
@@ -88,8 +88,8 @@ def run(folder, name, dtype):
     """The kernel that a bug sits in, on lengths with tails, three tiles a row and a width with a tail."""
     rng = np.random.default_rng(0)
     heads = 2
-    q, k, v, do = (rounded(rng.standard_normal((1, length, heads * 40)), dtype) for length in (150, 77, 77, 150))
-    tiling = settings(q, k, heads, (32, 32), False, 40**-0.5)
+    q, k, v, do = (rounded(rng.standard_normal((1, length, heads * 40)), dtype) for length in (150, 250, 250, 150))
+    tiling = settings(q, k, heads, (32, 96), False, 40**-0.5)
     right = reference(q, k, v, tiling, do)
     if name == BACKWARD:
         delta = (split(rounded(right[0], dtype), heads) * split(do, heads)).sum(-1).astype(np.float32)
@@ -98,7 +98,7 @@ def run(folder, name, dtype):
     else:
         got, wanted = forward(build("forward.cpp", folder, dtype, folder, "-O0"), q, k, v, tiling)[:1], right[:1]
     for one, other in zip(got, wanted):
-        if not np.linalg.norm(widened(one) - other) <= 2e-2 * np.linalg.norm(other):
+        if not np.linalg.norm(widened(one) - other) <= 5e-3 * np.linalg.norm(other):
             raise KernelError("WRONG numbers")
 
 

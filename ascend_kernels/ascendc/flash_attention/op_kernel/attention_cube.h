@@ -77,8 +77,8 @@ public:
         load_left(a, a_capacity, m, k);
         // Transposing is for 16-bit integers and half alone; it moves bits, so bfloat16_t goes as half.
         LocalTensor<T> right = right_.template AllocTensor<T>();
-        LocalTensor<half> target = right.template ReinterpretCast<half>();
-        LocalTensor<half> source = b.template ReinterpretCast<half>();
+        auto target = right.template ReinterpretCast<half>();
+        auto source = b.template ReinterpretCast<half>();
         LoadData2DParams load;
         load.repeatTimes = n / FRACTAL;
         load.srcStride = b_capacity / FRACTAL;
