@@ -69,9 +69,7 @@ class Plan:
 
     def fits(self, chip: Chip) -> bool:
         """Whether a core of the chip has as much."""
-        return (
-            self.l1 <= chip.l1 and max(self.l0a, self.l0b) <= chip.l0 and self.l0c <= chip.l0c and self.ub <= chip.ub
-        )
+        return self.l1 <= chip.l1 and max(self.l0a, self.l0b) <= chip.l0 and self.l0c <= chip.l0c and self.ub <= chip.ub
 
 
 def forward_plan(width: int, rows: int, columns: int) -> Plan:
@@ -101,10 +99,7 @@ def backward_plan(width: int, rows: int, columns: int, sums: int) -> Plan:
         l0a=2 * 2 * rows * wide,
         l0b=2 * 2 * columns * d,
         l0c=2 * 4 * rows * columns + sums * 4 * rows * d,
-        ub=2 * 2 * 4 * half * columns
-        + 2 * 2 * half * columns
-        + 2 * 2 * 4 * vector
-        + 2 * BLOCK * 4 * up(half, BLOCK),
+        ub=2 * 2 * 4 * half * columns + 2 * 2 * half * columns + 2 * 2 * 4 * vector + 2 * BLOCK * 4 * up(half, BLOCK),
         workspace=up(SLOTS * (2 * 4 * rows * columns + sums * 2 * rows * columns), 512),
     )
 
@@ -172,9 +167,7 @@ def _busiest(tasks: int, chip: Chip) -> float:
     return -(-tasks // chip.cube) * chip.cube / tasks
 
 
-def estimate_forward(
-    batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B
-) -> Estimate:
+def estimate_forward(batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> Estimate:
     """The forward kernel's least time. Padding to tiles and cores without work are in it, waiting is not."""
     rows, columns = forward_tile(queries, keys, width, chip)
     d, heads_in_all = up(width, FRACTAL), batch * heads

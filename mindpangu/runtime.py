@@ -27,6 +27,10 @@ ONEDNN_ISA = "AVX2"
 CPU_OPERATORS = "MINDPANGU_CPU_OPS"
 PRECISIONS = ("bf16", "fp32", "off")
 
+# Attention on Ascend: MindSpore's FlashAttentionScore, or our AscendC kernels, whose package must be installed.
+ASCEND_ATTENTION = "MINDPANGU_ASCEND_ATTENTION"
+ATTENTIONS = ("mindspore", "mindpangu")
+
 DEVICES = ("auto", "CPU", "Ascend")
 
 
@@ -81,6 +85,28 @@ def cpu_operators() -> str:
     if value not in PRECISIONS:
         raise UserError(f"{CPU_OPERATORS}={value} is unknown; allowed: {', '.join(PRECISIONS)}")
     return value
+
+
+def ascend_attention() -> str:
+    """Whose attention is asked for on Ascend: "mindspore" (the default) or "mindpangu".
+
+    Raises:
+        UserError: the environment says something else.
+    """
+    value = os.environ.get(ASCEND_ATTENTION, ATTENTIONS[0])
+    if value not in ATTENTIONS:
+        raise UserError(f"{ASCEND_ATTENTION}={value} is unknown; allowed: {', '.join(ATTENTIONS)}")
+    return value
+
+
+def _check_kernels() -> None:
+    from mindpangu.ascend_kernels import flash_attention
+
+    if ascend_attention() == "mindpangu" and not flash_attention.installed():
+        raise UserError(
+            f"{ASCEND_ATTENTION}=mindpangu, and the operator package is not installed; build it with "
+            "ascend_kernels/ascendc/flash_attention/build.sh --install, or unset the variable"
+        )
 
 
 def _default(name: str, value: str) -> Setting:
@@ -154,6 +180,8 @@ def start(device: str = "auto") -> str:
     if device == "Ascend" and not ascend_available():
         raise UserError("no Ascend NPU answers here; run `mindpangu doctor` to see what is missing, or use CPU")
     chosen = device if device != "auto" else ("Ascend" if ascend_available() else "CPU")
+    if chosen == "Ascend":
+        _check_kernels()
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device(chosen)
     _device = chosen

@@ -103,6 +103,79 @@ def coop(
     print(f"together over the sum of each alone, turn by turn: {middle:.2f} ({low:.2f}-{high:.2f})")
 
 
+@app.command()
+def attention(
+    chip: Optional[str] = typer.Option(None, help="Compute (not run) our Ascend kernels' tiles and times: 910b."),
+    turns: int = TURNS,
+) -> None:
+    """Attention alone: our CPU operator beside composed ones, or the kernels for Ascend on paper."""
+    if chip is None:
+        _attention_here(turns)
+    elif chip == "910b":
+        _attention_on_paper()
+    else:
+        raise UserError(f"chip {chip} is unknown here; allowed: 910b (for 910a there is no kernel)")
+
+
+def _attention_here(turns: int) -> None:
+    import numpy as np
+
+    from mindpangu import runtime
+    from mindpangu.bench import attention as bench
+
+    runtime.start("CPU")
+    if runtime.cpu_operators() == "off":
+        raise UserError("MINDPANGU_CPU_OPS=off: there is no operator to compare; unset it")
+    table = Table(title="attention on this CPU: milliseconds, medians; ratio: composed over operator, turn by turn")
+    for heading in ("batch, heads, length, width", "pass", bench.OPERATOR, bench.COMPOSED, "ratio (quartiles)"):
+        table.add_column(heading, justify="left" if heading == "pass" else "right")
+    with Console(stderr=True).status("measuring") as status:
+        for shape in bench.SHAPES:
+            times = bench.measure(shape, turns)
+            for name in bench.PASSES:
+                one, other = (np.array(times[way, name]) for way in (bench.OPERATOR, bench.COMPOSED))
+                low, middle, high = np.percentile(other / one, (25, 50, 75))
+                shown = f"{np.median(one):.2f}", f"{np.median(other):.2f}", f"{middle:.2f} ({low:.2f}-{high:.2f})"
+                table.add_row(", ".join(map(str, shape)), name, *shown)
+        growth = {}
+        for length in (1024, 2048, 4096):
+            status.update(f"memory at length {length}")
+            growth[length] = bench.memory(length)
+    console = Console(width=140)
+    console.print(table)
+    for length, megabytes in growth.items():
+        each = ", ".join(f"{way} {value:.1f} MB" for way, value in megabytes.items())
+        console.print(f"forward and backward at length {length} (batch, heads, width {bench.MEMORY_SHAPE}): {each}")
+
+
+def _attention_on_paper() -> None:
+    from mindpangu.ascend_kernels.tiling import ASCEND_910B
+    from mindpangu.bench import attention as bench
+
+    console, chip = Console(width=140), ASCEND_910B
+    for pixels in (512, 1024):
+        table = Table(
+            title=f"COMPUTED, never run: our kernels, one UNet of PanGu-Draw 3.0, {pixels} x {pixels}, {chip.name}"
+        )
+        for heading in ("layers", "heads", "S", "T", "D", "pass", "tile", "us", "bound", "cube", "vector", "exchange"):
+            table.add_column(heading, justify="left" if heading in ("pass", "bound") else "right")
+        table.add_column("of cube peak", justify="right")
+        for case in bench.cases(pixels // 8):
+            _, heads, queries, keys, width = case.shape
+            for name, (rows, columns), e in zip(("forward", "backward"), case.tiles, case.estimates):
+                parts = (f"{1e6 * part:.1f}" for part in (e.cube, e.vector, e.exchange))
+                layer = (str(n) for n in (case.count, heads, queries, keys, width))
+                table.add_row(
+                    *layer, name, f"{rows} x {columns}", f"{1e6 * e.seconds:.1f}", e.bound, *parts, f"{e.share:.0%}"
+                )
+        console.print(table)
+    console.print(
+        f"{chip.cube} cube and {chip.vector} vector cores at {chip.clock / 1e9:.1f} GHz, memory {chip.memory / 1e12:.1f} TB/s, "
+        f"L2 cache {chip.cache / 1e12:.0f} TB/s (CANN's guide; through it the cores exchange tiles); the parts overlap "
+        "wholly, waiting and starting cost nothing"
+    )
+
+
 def _beside_peers(kind: str, model: str, turns: int, only: Optional[str], report: Optional[Path]) -> None:
     from mindpangu.bench.worker import CONTENDERS
 

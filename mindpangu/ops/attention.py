@@ -1,7 +1,8 @@
 """Scaled dot-product attention, the one function through which every net attends.
 
-The back end follows the device: MindSpore's FlashAttentionScore on Ascend (never run on an NPU by us: written from its
-documentation), our own operator on a CPU where it could be built, composed operators elsewhere.
+The back end follows the device: on Ascend MindSpore's FlashAttentionScore or, with MINDPANGU_ASCEND_ATTENTION=mindpangu
+and where there is no mask, our AscendC kernels (neither run on an NPU by us: written from the documentation); our own
+operator on a CPU where it could be built, composed operators elsewhere.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from typing import Optional
 
 import numpy as np
 from mindspore import Tensor, context, ops
+from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
+from mindpangu import runtime
+from mindpangu.ascend_kernels import flash_attention
 from mindpangu.ops import cpu
 
 
@@ -24,6 +28,14 @@ def causal_mask(length: int) -> Tensor:
 def _on_ascend() -> bool:
     """Evaluated while the graph is compiled: the back end costs nothing at run time."""
     return bool(context.get_context("device_target") == "Ascend")
+
+
+@constexpr
+def _with_own_kernel() -> bool:
+    return runtime.ascend_attention() == "mindpangu"
+
+
+_kernel = constexpr(flash_attention.operator)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask: Optional[Tensor] = None) -> Tensor:
@@ -40,6 +52,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask
         (N, S, heads·D), in q's dtype.
     """
     if _on_ascend():
+        if mask is None and _with_own_kernel() and q.dtype != mstype.float32:
+            return _kernel()(q, k, v, heads, scale, False)[0]
         return _flash(q, k, v, heads, scale, mask)
     if cpu.in_use("attention") and (mask is None or mask.ndim == 2):
         return cpu.attention()(q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale))

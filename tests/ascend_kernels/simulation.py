@@ -17,7 +17,10 @@ class Tiling(ctypes.Structure):
     """`AttentionTiling` of attention_tiling.h."""
 
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in "batch heads queries keys width rows columns causal".split()),
+        *(
+            (name, ctypes.c_uint32)
+            for name in ["batch", "heads", "queries", "keys", "width", "rows", "columns", "causal"]
+        ),
         ("scale", ctypes.c_float),
     ]
 

@@ -1,0 +1,59 @@
+// What the two operators' host sides share: reading shapes, writing the tiling.
+#ifndef MINDPANGU_ATTENTION_HOST_H
+#define MINDPANGU_ATTENTION_HOST_H
+
+#include "../op_kernel/attention_tiling.h"
+#include "register/op_def_registry.h"
+#include "tiling/platform/platform_ascendc.h"
+
+namespace optiling {
+
+// Inputs 0 and 1 of both operators are q (N, S, H·D) and k (N, T, H·D); attributes: heads, scale, causal.
+inline ge::graphStatus ReadShapes(gert::TilingContext* context, AttentionTiling& tiling) {
+    const gert::StorageShape* q = context->GetInputShape(0);
+    const gert::StorageShape* k = context->GetInputShape(1);
+    const gert::RuntimeAttrs* attrs = context->GetAttrs();
+    if (q == nullptr || k == nullptr || attrs == nullptr) {
+        return ge::GRAPH_FAILED;
+    }
+    const gert::Shape &queries = q->GetOriginShape(), &keys = k->GetOriginShape();
+    const int64_t* heads = attrs->GetAttrPointer<int64_t>(0);
+    const float* scale = attrs->GetAttrPointer<float>(1);
+    const bool* causal = attrs->GetAttrPointer<bool>(2);
+    if (heads == nullptr || scale == nullptr || causal == nullptr || queries.GetDimNum() != 3 || keys.GetDimNum() != 3 ||
+        *heads < 1 || queries.GetDim(2) % *heads != 0 || keys.GetDim(2) != queries.GetDim(2)) {
+        return ge::GRAPH_PARAM_INVALID;
+    }
+    tiling.batch = queries.GetDim(0);
+    tiling.queries = queries.GetDim(1);
+    tiling.keys = keys.GetDim(1);
+    tiling.heads = *heads;
+    tiling.width = queries.GetDim(2) / *heads;
+    tiling.scale = *scale;
+    tiling.causal = *causal ? 1 : 0;
+    return ge::GRAPH_SUCCESS;
+}
+
+// Takes the tile, gives each cube core its workspace, and starts as many of them as have work, two vector cores each.
+inline ge::graphStatus Launch(gert::TilingContext* context, AttentionTiling tiling, const attention::Tile& tile,
+                              uint64_t workspace, uint32_t tasks) {
+    if (tile.size() == 0) {
+        return ge::GRAPH_PARAM_INVALID;  // heads too wide for L0
+    }
+    const auto platform = platform_ascendc::PlatformAscendC(context->GetPlatformInfo());
+    const uint32_t cores = attention::smaller(platform.GetCoreNumAic(), tasks);
+    tiling.rows = tile.rows;
+    tiling.columns = tile.columns;
+    *context->GetTilingData<AttentionTiling>() = tiling;
+    context->SetBlockDim(cores);
+    context->GetWorkspaceSizes(1)[0] = platform.GetLibApiWorkSpaceSize() + cores * workspace;
+    return ge::GRAPH_SUCCESS;
+}
+
+inline uint32_t Tasks(const AttentionTiling& tiling, uint32_t length, uint32_t rows) {
+    return tiling.batch * tiling.heads * ((length + rows - 1) / rows);
+}
+
+}  // namespace optiling
+
+#endif

@@ -1,0 +1,90 @@
+"""The AscendC flash attention as MindSpore calls it. Needs its operator package installed; never run on an NPU.
+
+What is checked without one: MindSpore's code generator accepts both registrations, and `gradients` is right with any
+backward operator that is (tests/ascend_kernels/test_package.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mindspore import Tensor, ops
+from mindspore import dtype as mstype
+from mindspore.ops import CustomRegOp, DataType
+
+FORWARD, BACKWARD = "aclnnMindpanguFlashAttention", "aclnnMindpanguFlashAttentionGrad"
+VENDOR = "mindpangu"
+
+
+def installed() -> bool:
+    """Whether the operator package lies where CANN looks for such."""
+    folders = [Path(path) for path in os.environ.get("ASCEND_CUSTOM_OPP_PATH", "").split(os.pathsep) if path]
+    if "ASCEND_OPP_PATH" in os.environ:
+        folders.append(Path(os.environ["ASCEND_OPP_PATH"]) / "vendors" / VENDOR)
+    return any((folder / "op_api").is_dir() for folder in folders)
+
+
+def registration(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], floats: tuple[str, ...]) -> Any:
+    """What MindSpore is told of an operator: tensors in half or bfloat16, `floats` in float32, and three attributes."""
+    info = CustomRegOp(name)
+    for i, tensor in enumerate(inputs):
+        info = info.input(i, tensor, "required")
+    for i, tensor in enumerate(outputs):
+        info = info.output(i, tensor, "required")
+    for attribute, kind in (("heads", "int"), ("scale", "double"), ("causal", "bool")):
+        info = info.attr(attribute, "required", kind)
+    for narrow in (DataType.F16_Default, DataType.BF16_Default):
+        kinds = [DataType.F32_Default if tensor in floats else narrow for tensor in (*inputs, *outputs)]
+        info = info.dtype_format(*kinds)
+    return info.target("Ascend").get_op_info()
+
+
+def forward_registration() -> Any:
+    """Of the forward operator."""
+    return registration(FORWARD, ("q", "k", "v"), ("o", "lse"), ("lse",))
+
+
+def backward_registration() -> Any:
+    """Of the backward operator."""
+    inputs, outputs = ("q", "k", "v", "grad", "lse", "delta"), ("dq", "dk", "dv")
+    return registration(BACKWARD, inputs, outputs, ("lse", "delta"))
+
+
+def gradients(
+    backward: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, causal: bool, out: Any, dout: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv by a backward operator, from the forward one's (o, lse) and the gradient of o; lse has none."""
+    o, lse, grad = out[0], out[1], dout[0]
+    n, s, channels = o.shape
+    products = o.astype(mstype.float32) * grad.astype(mstype.float32)
+    delta = products.reshape((n, s, heads, channels // heads)).sum(-1).transpose((0, 2, 1))
+    return backward(q, k, v, grad.astype(q.dtype), lse, delta, heads, scale, causal)
+
+
+@cache
+def operator() -> Any:
+    """(q (N, S, H·D), k, v (N, T, H·D), heads, scale, causal) -> (o (N, S, H·D), lse (N, H, S) float32)."""
+    backward = ops.Custom(
+        BACKWARD,
+        lambda q, k, v, grad, lse, delta, heads, scale, causal: (q, k, v),
+        lambda q, k, v, grad, lse, delta, heads, scale, causal: (q, k, v),
+        func_type="aot",
+        reg_info=backward_registration(),
+    )
+
+    def bprop(q, k, v, heads, scale, causal, out, dout):  # type: ignore[no-untyped-def]
+        dq, dk, dv = gradients(backward, q, k, v, heads, scale, causal, out, dout)
+        return dq, dk, dv, ops.zeros_like(heads), ops.zeros_like(scale), ops.zeros_like(causal)
+
+    return ops.Custom(
+        FORWARD,
+        lambda q, k, v, heads, scale, causal: (q, [q[0], heads, q[1]]),
+        lambda q, k, v, heads, scale, causal: (q, mstype.float32),
+        func_type="aot",
+        bprop=bprop,
+        reg_info=forward_registration(),
+    )
