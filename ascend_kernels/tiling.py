@@ -192,7 +192,7 @@ def estimate_backward(
     batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B
 ) -> Estimate:
     """The backward kernel's least time: both passes."""
-    rows, columns = backward_tile(queries, keys, width, chip)
+    rows = backward_tile(queries, keys, width, chip)[0]
     d, heads_in_all = up(width, FRACTAL), batch * heads
     padded = heads_in_all * up(queries, FRACTAL) * up(keys, FRACTAL)
     cube = vector = exchange = 0.0

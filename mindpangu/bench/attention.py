@@ -1,4 +1,4 @@
-"""Attention alone: on a CPU our operator beside composed ones; on Ascend 910B what our kernel's tiling allows, computed.
+"""Attention alone: on a CPU our operator beside composed ones; for Ascend 910B what our kernels could do, computed.
 
 As a program (`python -m mindpangu.bench.attention operator|composed LENGTH`) it prints the megabytes that one forward
 and backward pass over sequences of that length adds to the peak of a fresh process.

@@ -61,22 +61,37 @@ void block(int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, in
         for (int j = 0; j < COLUMNS; ++j) *(V *)(c + r * ldc + 16 * j) = sum[r][j];
 }
 
+// What one product takes from L1 at a time: rows of B, and its columns.
+constexpr int64_t DEPTH = 64, PANEL = 64;
+
+void columns(int64_t width, int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, float *c,
+             int64_t ldc, bool add) {
+    if (width == 64) {
+        block<4>(k, a, ai, ak, b, ldb, c, ldc, add);
+    } else if (width == 48) {
+        block<3>(k, a, ai, ak, b, ldb, c, ldc, add);
+    } else if (width == 32) {
+        block<2>(k, a, ai, ak, b, ldb, c, ldc, add);
+    } else {
+        block<1>(k, a, ai, ak, b, ldb, c, ldc, add);
+    }
+}
+
 void matmul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
             float *c, int64_t ldc, bool add) {
-    for (int64_t j = 0; j < n;) {
-        const bool wide = n - j >= 64;
-        for (int64_t i = 0; i < m; i += 4) {
-            const float *ap = a + i * ai;
-            float *cp = c + i * ldc + j;
-            if (wide) {
-                block<4>(k, ap, ai, ak, b + j, ldb, cp, ldc, add);
-            } else if (n - j >= 32) {
-                block<2>(k, ap, ai, ak, b + j, ldb, cp, ldc, add);
-            } else {
-                block<1>(k, ap, ai, ak, b + j, ldb, cp, ldc, add);
-            }
-        }
-        j += wide ? 64 : n - j >= 32 ? 32 : 16;
+    for (int64_t j = 0; j < n; j += PANEL)
+        for (int64_t p = 0; p < k; p += DEPTH)
+            for (int64_t i = 0; i < m; i += 4)
+                columns(std::min(PANEL, n - j), std::min(DEPTH, k - p), a + i * ai + p * ak, ai, ak, b + p * ldb + j,
+                        ldb, c + i * ldc + j, ldc, add || p > 0);
+}
+
+// The same with B in panels: its columns j … j + 64, k rows of them in a row, at k · j. No two rows share a cache set.
+void matmul_panels(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc) {
+    for (int64_t j = 0; j < n; j += PANEL) {
+        const int64_t width = std::min(PANEL, n - j);
+        for (int64_t i = 0; i < m; i += 4)
+            columns(width, k, a + i * lda, lda, 1, b + k * j, width, c + i * ldc + j, ldc, false);
     }
 }
 
@@ -84,21 +99,24 @@ int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 constexpr int64_t QUERIES = 32;  // rows of scores in flight: no (S, T) tensor is ever made
 
-// One head's keys and values, copied out of (T, heads·D) rows, padded with zeros, plain and transposed.
+// One head's keys and values, copied out of (T, heads·D) rows, padded with zeros, plain and transposed in panels.
 struct Head {
-    int64_t s, t, d, stride, tp, dp;
+    int64_t s, t, d, stride, tp, dp, ld;  // ld: between rows of scores, never a multiple of 4 KB
     float scale;
     const float *mask;
     std::vector<float> q, p, k, kt, v, vt, dout, ds, dq, dk, dv, ot;
     Head(int64_t s, int64_t t, int64_t d, int64_t stride, float scale, const float *mask)
-        : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), scale(scale), mask(mask),
-          q(QUERIES * dp), p(QUERIES * tp), k(tp * dp), kt(dp * tp), v(tp * dp), ot(QUERIES * dp) {}
+        : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), ld(tp + 16), scale(scale),
+          mask(mask), q(QUERIES * dp), p(QUERIES * ld), k(tp * dp), kt(dp * tp), v(tp * dp), ot(QUERIES * dp) {}
     void rows(const float *from, int64_t n, std::vector<float> &to) const {
         for (int64_t i = 0; i < n; ++i) std::memcpy(&to[i * dp], from + i * stride, d * sizeof(float));
     }
     void transpose(const std::vector<float> &from, std::vector<float> &to) const {
-        for (int64_t i = 0; i < t; ++i)
-            for (int64_t j = 0; j < d; ++j) to[j * tp + i] = from[i * dp + j];
+        for (int64_t i = 0; i < t; ++i) {
+            const int64_t first = i / PANEL * PANEL, width = std::min(PANEL, tp - first);
+            float *column = &to[d * first + i - first];
+            for (int64_t j = 0; j < d; ++j) column[j * width] = from[i * dp + j];
+        }
     }
     void load(const float *keys, const float *values) {
         rows(keys, t, k);
@@ -108,9 +126,9 @@ struct Head {
     // Probabilities of `n` queries from number `first` on, into p.
     void probabilities(const float *queries, int64_t first, int64_t n) {
         rows(queries + first * stride, n, q);
-        matmul(padded(n, 4), tp, d, q.data(), dp, 1, kt.data(), tp, p.data(), tp, false);
+        matmul_panels(padded(n, 4), tp, d, q.data(), dp, kt.data(), p.data(), ld);
         for (int64_t i = 0; i < n; ++i) {
-            float *row = &p[i * tp], top = -FLT_MAX, sum = 0;
+            float *row = &p[i * ld], top = -FLT_MAX, sum = 0;
             const float *m = mask ? mask + (first + i) * t : nullptr;
             for (int64_t j = 0; j < t; ++j) {
                 row[j] = row[j] * scale + (m ? m[j] : 0.0f);
@@ -129,7 +147,7 @@ struct Head {
         for (int64_t first = 0; first < s; first += QUERIES) {
             const int64_t n = std::min(QUERIES, s - first);
             probabilities(queries, first, n);
-            matmul(padded(n, 4), dp, t, p.data(), tp, 1, v.data(), dp, ot.data(), dp, false);
+            matmul(padded(n, 4), dp, t, p.data(), ld, 1, v.data(), dp, ot.data(), dp, false);
             for (int64_t i = 0; i < n; ++i)
                 std::memcpy(out + (first + i) * stride, &ot[i * dp], d * sizeof(float));
         }
@@ -138,7 +156,7 @@ struct Head {
         vt.resize(dp * tp);
         transpose(v, vt);
         dout.resize(QUERIES * dp);
-        ds.resize(QUERIES * tp);
+        ds.resize(QUERIES * ld);
         dq.resize(QUERIES * dp);
         dk.assign(tp * dp, 0.0f);
         dv.assign(tp * dp, 0.0f);
@@ -146,17 +164,17 @@ struct Head {
             const int64_t n = std::min(QUERIES, s - first);
             probabilities(queries, first, n);
             rows(gradient + first * stride, n, dout);
-            matmul(padded(n, 4), tp, d, dout.data(), dp, 1, vt.data(), tp, ds.data(), tp, false);
+            matmul_panels(padded(n, 4), tp, d, dout.data(), dp, vt.data(), ds.data(), ld);
             for (int64_t i = 0; i < n; ++i) {
-                float *row = &ds[i * tp], dot = 0;
-                const float *prob = &p[i * tp];
+                float *row = &ds[i * ld], dot = 0;
+                const float *prob = &p[i * ld];
 #pragma omp simd reduction(+ : dot)
                 for (int64_t j = 0; j < t; ++j) dot += row[j] * prob[j];
                 for (int64_t j = 0; j < t; ++j) row[j] = (row[j] - dot) * prob[j] * scale;
             }
-            matmul(padded(n, 4), dp, t, ds.data(), tp, 1, k.data(), dp, dq.data(), dp, false);
-            matmul(padded(t, 4), dp, n, ds.data(), 1, tp, q.data(), dp, dk.data(), dp, true);
-            matmul(padded(t, 4), dp, n, p.data(), 1, tp, dout.data(), dp, dv.data(), dp, true);
+            matmul(padded(n, 4), dp, t, ds.data(), ld, 1, k.data(), dp, dq.data(), dp, false);
+            matmul(padded(t, 4), dp, n, ds.data(), 1, ld, q.data(), dp, dk.data(), dp, true);
+            matmul(padded(t, 4), dp, n, p.data(), 1, ld, dout.data(), dp, dv.data(), dp, true);
             for (int64_t i = 0; i < n; ++i)
                 std::memcpy(to_q + (first + i) * stride, &dq[i * dp], d * sizeof(float));
         }
