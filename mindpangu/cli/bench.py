@@ -171,8 +171,8 @@ def _attention_on_paper() -> None:
         console.print(table)
     console.print(
         f"{chip.cube} cube and {chip.vector} vector cores at {chip.clock / 1e9:.1f} GHz, memory "
-        f"{chip.memory / 1e12:.1f} TB/s, L2 cache {chip.cache / 1e12:.0f} TB/s (CANN's guide; through it the cores exchange "
-        "tiles); the parts overlap wholly, waiting and starting cost nothing"
+        f"{chip.memory / 1e12:.1f} TB/s, L2 cache {chip.cache / 1e12:.0f} TB/s (CANN's guide; through it the cores "
+        "exchange tiles); the parts overlap wholly, waiting and starting cost nothing"
     )
 
 

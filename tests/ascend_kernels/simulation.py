@@ -17,10 +17,8 @@ class Tiling(ctypes.Structure):
     """`AttentionTiling` of attention_tiling.h."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_uint32)
-            for name in ["batch", "heads", "queries", "keys", "width", "rows", "columns", "causal"]
-        ),
+        *((name, ctypes.c_uint32) for name in ("batch", "heads", "queries", "keys", "width")),
+        *((name, ctypes.c_uint32) for name in ("rows", "columns", "causal")),
         ("scale", ctypes.c_float),
     ]
 
