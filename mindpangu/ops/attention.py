@@ -56,7 +56,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask
             return _kernel()(q, k, v, heads, scale, False)[0]
         return _flash(q, k, v, heads, scale, mask)
     if cpu.in_use("attention") and (mask is None or mask.ndim == 2):
-        return cpu.attention()(q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale))
+        return cpu.attention()(
+            q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale, cpu.bf16())
+        )
     return _composed(q, k, v, heads, scale, mask)
 
 

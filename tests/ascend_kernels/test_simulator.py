@@ -35,7 +35,8 @@ BUGS = [
      "Muls", "which is enqueued"),
     ("a tile is never freed", FORWARD, "keys_in_.FreeTensor(keys);", "", "AllocTensor: all 2 buffers"),
     ("a tile is still in use at the end", FORWARD, "        queries_in_.FreeTensor(queries);\n    }",
-     "        if (line_ + rows_ < t_.heads * t_.queries) {\n            queries_in_.FreeTensor(queries);\n        }\n    }",
+     "        if (line_ + rows_ < t_.heads * t_.queries) {\n"
+     "            queries_in_.FreeTensor(queries);\n        }\n    }",
      "ends, and .* in use"),
     ("a tile is freed twice", FORWARD, "values_in_.FreeTensor(values);",
      "values_in_.FreeTensor(values);\n        values_in_.FreeTensor(values);", "FreeTensor: .* is not in use"),

@@ -127,9 +127,10 @@ def test_layer_norm_and_geglu(rows, channels, seed):
     heads=st.integers(1, 3),
     dim=st.integers(1, 40),
     masked=st.booleans(),
+    precision=st.sampled_from(["fp32", "bf16"]),
     seed=seeds,
 )
-def test_attention(n, lengths, heads, dim, masked, seed):
+def test_attention(n, lengths, heads, dim, masked, precision, seed):
     """Any lengths, with and without a mask; no S×S tensor is made."""
     s, t = lengths
     mask = Tensor(np.where(np.tril(np.ones((s, t), bool)), 0, -1e9).astype(np.float32)) if masked else None
@@ -137,7 +138,7 @@ def test_attention(n, lengths, heads, dim, masked, seed):
     def attention(q, k, v):
         return ops.attention(q, k, v, heads=heads, scale=dim**-0.5, mask=mask)
 
-    check(attention, [(n, s, heads * dim), (n, t, heads * dim), (n, t, heads * dim)], seed)
+    check(attention, [(n, s, heads * dim), (n, t, heads * dim), (n, t, heads * dim)], seed, precision)
 
 
 def test_two_runs_give_the_same_bits():

@@ -17,6 +17,14 @@ from mindspore import Tensor  # noqa: E402
 from mindpangu import ops  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def whole_precision():
+    """The references are of float64; what bfloat16 inside costs is for test_cpu."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(runtime.CPU_OPERATORS, "fp32")
+        yield
+
+
 def reference_attention(q, k, v, heads, scale, mask):
     n, s, c = q.shape
     split = lambda x: x.reshape(n, x.shape[1], heads, c // heads).transpose(0, 2, 1, 3).astype(np.float64)  # noqa: E731

@@ -27,7 +27,7 @@ def in_use(operator: str) -> bool:
 
 @constexpr(reuse_result=False)
 def bf16() -> bool:
-    """Whether convolutions and dense layers multiply in bfloat16."""
+    """Whether convolutions, dense layers and attention multiply in bfloat16."""
     return runtime.cpu_operators() == "bf16"
 
 
@@ -137,7 +137,7 @@ def geglu() -> Any:
 @constexpr
 @cache
 def attention() -> Any:
-    """(q (N, S, C), k, v (N, T, C), mask (S, T), another shape for none, settings {heads, scale}) -> (N, S, C)."""
+    """(q (N, S, C), k, v (N, T, C), mask (S, T), another shape for none, settings {heads, scale, bf16}) -> same as q."""
     gradient = _custom("AttentionGrad", lambda q, k, v, mask, s, dout: (q, k, v), 3)
 
     def bprop(q, k, v, mask, s, out, dout):

@@ -4,6 +4,10 @@
 
 #include "operator.hpp"
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <omp.h>
 
 #include <algorithm>
@@ -40,10 +44,27 @@ struct GroupShape {
 };
 
 // c += or = a · b for small dense blocks: C (m, n) from A (m, k) with strides (ai, ak) and B (k, n) with stride ldb.
-// n is a multiple of 16 and m of 4; B and C are padded by who allocates them.
+// n is a multiple of 16 and m of 4; B and C are padded by who allocates them. A and B hold words of 32 bits: numbers, or,
+// with BF16, two bfloat16 numbers that stand one after the other along k, so that k counts pairs.
 typedef float V __attribute__((vector_size(64), aligned(4)));
 
-template <int COLUMNS>
+#ifdef __AVX512BF16__
+constexpr bool HAS_BF16 = true;
+#else
+constexpr bool HAS_BF16 = false;
+#endif
+
+template <bool BF16> V multiply_add(V sum, float a, V b) {
+#ifdef __AVX512BF16__
+    if constexpr (BF16) {
+        typedef float Plain __attribute__((vector_size(64)));
+        return (V)_mm512_dpbf16_ps((__m512)(Plain)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)(Plain)b);
+    }
+#endif
+    return sum + a * b;
+}
+
+template <bool BF16, int COLUMNS>
 void block(int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, float *c, int64_t ldc,
            bool add) {
     V sum[4][COLUMNS];
@@ -54,7 +75,7 @@ void block(int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, in
         for (int j = 0; j < COLUMNS; ++j) row[j] = *(const V *)(b + p * ldb + 16 * j);
         for (int r = 0; r < 4; ++r) {
             const float s = a[r * ai + p * ak];
-            for (int j = 0; j < COLUMNS; ++j) sum[r][j] += s * row[j];
+            for (int j = 0; j < COLUMNS; ++j) sum[r][j] = multiply_add<BF16>(sum[r][j], s, row[j]);
         }
     }
     for (int r = 0; r < 4; ++r)
@@ -64,69 +85,129 @@ void block(int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, in
 // What one product takes from L1 at a time: rows of B, and its columns.
 constexpr int64_t DEPTH = 64, PANEL = 64;
 
+template <bool BF16>
 void columns(int64_t width, int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, float *c,
              int64_t ldc, bool add) {
     if (width == 64) {
-        block<4>(k, a, ai, ak, b, ldb, c, ldc, add);
+        block<BF16, 4>(k, a, ai, ak, b, ldb, c, ldc, add);
     } else if (width == 48) {
-        block<3>(k, a, ai, ak, b, ldb, c, ldc, add);
+        block<BF16, 3>(k, a, ai, ak, b, ldb, c, ldc, add);
     } else if (width == 32) {
-        block<2>(k, a, ai, ak, b, ldb, c, ldc, add);
+        block<BF16, 2>(k, a, ai, ak, b, ldb, c, ldc, add);
     } else {
-        block<1>(k, a, ai, ak, b, ldb, c, ldc, add);
+        block<BF16, 1>(k, a, ai, ak, b, ldb, c, ldc, add);
     }
 }
 
+template <bool BF16>
 void matmul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb,
             float *c, int64_t ldc, bool add) {
     for (int64_t j = 0; j < n; j += PANEL)
         for (int64_t p = 0; p < k; p += DEPTH)
             for (int64_t i = 0; i < m; i += 4)
-                columns(std::min(PANEL, n - j), std::min(DEPTH, k - p), a + i * ai + p * ak, ai, ak, b + p * ldb + j,
-                        ldb, c + i * ldc + j, ldc, add || p > 0);
+                columns<BF16>(std::min(PANEL, n - j), std::min(DEPTH, k - p), a + i * ai + p * ak, ai, ak,
+                              b + p * ldb + j, ldb, c + i * ldc + j, ldc, add || p > 0);
 }
 
 // The same with B in panels: its columns j … j + 64, k rows of them in a row, at k · j. No two rows share a cache set.
+template <bool BF16>
 void matmul_panels(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += PANEL) {
         const int64_t width = std::min(PANEL, n - j);
         for (int64_t i = 0; i < m; i += 4)
-            columns(width, k, a + i * lda, lda, 1, b + k * j, width, c + i * ldc + j, ldc, false);
+            columns<BF16>(width, k, a + i * lda, lda, 1, b + k * j, width, c + i * ldc + j, ldc, false);
     }
+}
+
+uint32_t rounded(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// Two numbers as a word of bfloat16.
+float pair(float first, float second) {
+    const uint32_t bits = rounded(first) | rounded(second) << 16;
+    float word;
+    std::memcpy(&word, &bits, 4);
+    return word;
 }
 
 int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 constexpr int64_t QUERIES = 32;  // rows of scores in flight: no (S, T) tensor is ever made
 
-// One head's keys and values, copied out of (T, heads·D) rows, padded with zeros, plain and transposed in panels.
-struct Head {
-    int64_t s, t, d, stride, tp, dp, ld;  // ld: between rows of scores, never a multiple of 4 KB
+// One head's attention. Products take words (see `block`); scores, softmax and sums are float32 in both precisions.
+template <bool BF16> struct Head {
+    static constexpr int64_t PER = BF16 ? 2 : 1;  // numbers in a word
+    int64_t s, t, d, stride, tp, dp, ld;          // ld: between rows of scores, never a multiple of 4 KB
+    int64_t dw, tw;                               // words in d and t numbers
     float scale;
     const float *mask;
-    std::vector<float> q, p, k, kt, v, vt, dout, ds, dq, dk, dv, ot;
+    std::vector<float> q, p, k, kt, v, vt, dout, ds, dq, dk, dv, ot, packed, across_q;
     Head(int64_t s, int64_t t, int64_t d, int64_t stride, float scale, const float *mask)
-        : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), ld(tp + 16), scale(scale),
-          mask(mask), q(QUERIES * dp), p(QUERIES * ld), k(tp * dp), kt(dp * tp), v(tp * dp), ot(QUERIES * dp) {}
-    void rows(const float *from, int64_t n, std::vector<float> &to) const {
-        for (int64_t i = 0; i < n; ++i) std::memcpy(&to[i * dp], from + i * stride, d * sizeof(float));
+        : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), ld(tp + 16), dw((d + PER - 1) / PER),
+          tw((t + PER - 1) / PER), scale(scale), mask(mask), q(QUERIES * dw), p(QUERIES * ld), k(tw * dp), kt(dw * tp),
+          v(tw * dp), ot(QUERIES * dp), packed(BF16 ? QUERIES * ld : 0) {}
+
+    // Word number j of a row of d numbers.
+    float word(const float *row, int64_t j) const {
+        if constexpr (!BF16) return row[j];
+        return pair(row[2 * j], 2 * j + 1 < d ? row[2 * j + 1] : 0.0f);
     }
-    void transpose(const std::vector<float> &from, std::vector<float> &to) const {
-        for (int64_t i = 0; i < t; ++i) {
-            const int64_t first = i / PANEL * PANEL, width = std::min(PANEL, tp - first);
-            float *column = &to[d * first + i - first];
-            for (int64_t j = 0; j < d; ++j) column[j * width] = from[i * dp + j];
+    // Rows of d numbers, word by word: the left side of a product over d.
+    void along(const float *from, int64_t n, std::vector<float> &to) const {
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < dw; ++j) to[i * dw + j] = word(from + i * stride, j);
+    }
+    // Words of row pairs, (n / PER, dp): the right side of a product over rows.
+    void across(const float *from, int64_t n, std::vector<float> &to) const {
+        for (int64_t i = 0; i < n; i += PER) {
+            const float *one = from + i * stride, *two = one + stride;
+            float *row = &to[i / PER * dp];
+            if (!BF16) {
+                std::memcpy(row, one, d * sizeof(float));
+            } else if (i + 1 < n) {
+                for (int64_t j = 0; j < d; ++j) row[j] = pair(one[j], two[j]);
+            } else {
+                for (int64_t j = 0; j < d; ++j) row[j] = pair(one[j], 0.0f);
+            }
         }
     }
+    // The t rows as columns, in panels: the right side of a product over d.
+    void transposed(const float *from, std::vector<float> &to) const {
+        for (int64_t i = 0; i < t; ++i) {
+            const int64_t first = i / PANEL * PANEL, width = std::min(PANEL, tp - first);
+            float *column = &to[dw * first + i - first];
+            for (int64_t j = 0; j < dw; ++j) column[j * width] = word(from + i * stride, j);
+        }
+    }
+    // Scores (n, ld) as words along a row, or of row pairs. Only BF16 has to make them.
+    const float *scores_along(const std::vector<float> &from, int64_t n) {
+        if (!BF16) return from.data();
+        for (int64_t i = 0; i < n; ++i) {
+            const float *row = &from[i * ld];
+            for (int64_t j = 0; j < tw; ++j) packed[i * ld + j] = pair(row[2 * j], row[2 * j + 1]);
+        }
+        return packed.data();
+    }
+    const float *scores_across(const std::vector<float> &from, int64_t n) {
+        if (!BF16) return from.data();
+        for (int64_t i = 0; i < n; i += 2) {
+            const float *one = &from[i * ld], *two = one + ld;
+            for (int64_t j = 0; j < tp; ++j) packed[i / 2 * ld + j] = pair(one[j], two[j]);
+        }
+        return packed.data();
+    }
+
     void load(const float *keys, const float *values) {
-        rows(keys, t, k);
-        transpose(k, kt);
-        rows(values, t, v);
+        transposed(keys, kt);
+        across(values, t, v);
     }
     // Probabilities of `n` queries from number `first` on, into p.
     void probabilities(const float *queries, int64_t first, int64_t n) {
-        rows(queries + first * stride, n, q);
-        matmul_panels(padded(n, 4), tp, d, q.data(), dp, kt.data(), p.data(), ld);
+        along(queries + first * stride, n, q);
+        matmul_panels<BF16>(padded(n, 4), tp, dw, q.data(), dw, kt.data(), p.data(), ld);
         for (int64_t i = 0; i < n; ++i) {
             float *row = &p[i * ld], top = -FLT_MAX, sum = 0;
             const float *m = mask ? mask + (first + i) * t : nullptr;
@@ -147,24 +228,29 @@ struct Head {
         for (int64_t first = 0; first < s; first += QUERIES) {
             const int64_t n = std::min(QUERIES, s - first);
             probabilities(queries, first, n);
-            matmul(padded(n, 4), dp, t, p.data(), ld, 1, v.data(), dp, ot.data(), dp, false);
+            matmul<BF16>(padded(n, 4), dp, tw, scores_along(p, n), ld, 1, v.data(), dp, ot.data(), dp, false);
             for (int64_t i = 0; i < n; ++i)
                 std::memcpy(out + (first + i) * stride, &ot[i * dp], d * sizeof(float));
         }
     }
-    void backward(const float *queries, const float *gradient, float *to_q, float *to_k, float *to_v) {
-        vt.resize(dp * tp);
-        transpose(v, vt);
-        dout.resize(QUERIES * dp);
+    void backward(const float *keys, const float *values, const float *queries, const float *gradient, float *to_q,
+                  float *to_k, float *to_v) {
+        transposed(keys, kt);
+        across(keys, t, k);
+        vt.resize(dw * tp);
+        transposed(values, vt);
+        dout.resize(QUERIES * dw);
+        across_q.assign((QUERIES + PER - 1) / PER * dp, 0.0f);
         ds.resize(QUERIES * ld);
         dq.resize(QUERIES * dp);
-        dk.assign(tp * dp, 0.0f);
-        dv.assign(tp * dp, 0.0f);
+        dk.assign(padded(t, 4) * dp, 0.0f);
+        dv.assign(padded(t, 4) * dp, 0.0f);
         for (int64_t first = 0; first < s; first += QUERIES) {
-            const int64_t n = std::min(QUERIES, s - first);
+            const int64_t n = std::min(QUERIES, s - first), nw = (n + PER - 1) / PER;
+            const float *rows = queries + first * stride, *grads = gradient + first * stride;
             probabilities(queries, first, n);
-            rows(gradient + first * stride, n, dout);
-            matmul_panels(padded(n, 4), tp, d, dout.data(), dp, vt.data(), ds.data(), ld);
+            along(grads, n, dout);
+            matmul_panels<BF16>(padded(n, 4), tp, dw, dout.data(), dw, vt.data(), ds.data(), ld);
             for (int64_t i = 0; i < n; ++i) {
                 float *row = &ds[i * ld], dot = 0;
                 const float *prob = &p[i * ld];
@@ -172,9 +258,11 @@ struct Head {
                 for (int64_t j = 0; j < t; ++j) dot += row[j] * prob[j];
                 for (int64_t j = 0; j < t; ++j) row[j] = (row[j] - dot) * prob[j] * scale;
             }
-            matmul(padded(n, 4), dp, t, ds.data(), ld, 1, k.data(), dp, dq.data(), dp, false);
-            matmul(padded(t, 4), dp, n, ds.data(), 1, ld, q.data(), dp, dk.data(), dp, true);
-            matmul(padded(t, 4), dp, n, p.data(), 1, ld, dout.data(), dp, dv.data(), dp, true);
+            matmul<BF16>(padded(n, 4), dp, tw, scores_along(ds, n), ld, 1, k.data(), dp, dq.data(), dp, false);
+            across(rows, n, across_q);
+            matmul<BF16>(padded(t, 4), dp, nw, scores_across(ds, n), 1, ld, across_q.data(), dp, dk.data(), dp, true);
+            across(grads, n, across_q);
+            matmul<BF16>(padded(t, 4), dp, nw, scores_across(p, n), 1, ld, across_q.data(), dp, dv.data(), dp, true);
             for (int64_t i = 0; i < n; ++i)
                 std::memcpy(to_q + (first + i) * stride, &dq[i * dp], d * sizeof(float));
         }
@@ -185,19 +273,23 @@ struct Head {
     }
 };
 
-// settings: {heads, scale}. mask: (S, T); another shape means none.
+// settings: {heads, scale, 1 for bfloat16 products where the CPU has them}. mask: (S, T); another shape means none.
 struct AttentionShape {
     int64_t n, s, t, heads, d, stride;
     float scale;
+    bool bf16;
     const float *mask;
     AttentionShape(int64_t **shapes, void **params)
         : n(shapes[0][0]), s(shapes[0][1]), t(shapes[1][1]), heads((int64_t)f(params[4])[0]), d(shapes[0][2] / heads),
           stride(shapes[0][2]), scale(f(params[4])[1]),
-          mask(shapes[3][0] == s && shapes[3][1] == t ? f(params[3]) : nullptr) {}
-    template <class Work> void each(Work work) const {
+          bf16(HAS_BF16 && f(params[4])[2] != 0), mask(shapes[3][0] == s && shapes[3][1] == t ? f(params[3]) : nullptr) {}
+    template <class Work> void each(Work work) const { bf16 ? each_with<true>(work) : each_with<false>(work); }
+
+  private:
+    template <bool BF16, class Work> void each_with(Work work) const {
 #pragma omp parallel
         {
-            Head head(s, t, d, stride, scale, mask);
+            Head<BF16> head(s, t, d, stride, scale, mask);
 #pragma omp for
             for (int64_t i = 0; i < n * heads; ++i) {
                 const int64_t row = i / heads, channel = i % heads * d;
@@ -388,14 +480,15 @@ AOT(GegluGrad) {
     return 0;
 }
 
-// q (N, S, heads·D), k, v (N, T, heads·D), mask (S, T), another shape for none, settings {heads, scale} -> (N, S, heads·D).
+// q (N, S, heads·D), k, v (N, T, heads·D), mask (S, T), another shape for none, settings
+// {heads, scale, bf16} -> (N, S, heads·D).
 AOT(Attention) {
     (void)nparam;
     (void)ndims;
     const AttentionShape a(shapes, params);
     const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]);
     float *out = f(params[5]);
-    a.each([&](Head &head, int64_t at_s, int64_t at_t) {
+    a.each([&](auto &head, int64_t at_s, int64_t at_t) {
         head.load(k + at_t, v + at_t);
         head.forward(q + at_s, out + at_s);
     });
@@ -409,9 +502,8 @@ AOT(AttentionGrad) {
     const AttentionShape a(shapes, params);
     const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]), *dout = f(params[5]);
     float *dq = f(params[6]), *dk = f(params[7]), *dv = f(params[8]);
-    a.each([&](Head &head, int64_t at_s, int64_t at_t) {
-        head.load(k + at_t, v + at_t);
-        head.backward(q + at_s, dout + at_s, dq + at_s, dk + at_t, dv + at_t);
+    a.each([&](auto &head, int64_t at_s, int64_t at_t) {
+        head.backward(k + at_t, v + at_t, q + at_s, dout + at_s, dq + at_s, dk + at_t, dv + at_t);
     });
     return 0;
 }
