@@ -137,7 +137,7 @@ def geglu() -> Any:
 @constexpr
 @cache
 def attention() -> Any:
-    """(q (N, S, C), k, v (N, T, C), mask (S, T), another shape for none, settings {heads, scale, bf16}) -> same as q."""
+    """(q (N, S, C), k, v (N, T, C), mask (S, T), other shapes for none, settings {heads, scale, bf16}) -> as q."""
     gradient = _custom("AttentionGrad", lambda q, k, v, mask, s, dout: (q, k, v), 3)
 
     def bprop(q, k, v, mask, s, out, dout):
