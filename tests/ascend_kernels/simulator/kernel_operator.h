@@ -595,14 +595,20 @@ void WaitFlag(int32_t id) {
     sim::core().events.erase(found);
 }
 
+namespace internal {
+inline void check_flag(uint16_t id, const char* what) {
+    if (id >= sim::PAIRED_FLAGS) {
+        sim::fail("%s: flag %u; 0 to %u are there", what, id, sim::PAIRED_FLAGS - 1);
+    }
+}
+}  // namespace internal
+
 // Mode 2: a cube core and its two vector cores. Each of these two gets the cube's flag; the cube waits for both.
 template <uint8_t MODE, pipe_t PIPE>
 void CrossCoreSetFlag(uint16_t id) {
     static_assert(MODE == 2, "only paired flags are simulated");
     sim::Core& c = sim::core();
-    if (id >= sim::PAIRED_FLAGS) {
-        sim::fail("CrossCoreSetFlag: flag %u; 0 to %u are there", id, sim::PAIRED_FLAGS - 1);
-    }
+    internal::check_flag(id, "CrossCoreSetFlag");
     const sim::Clock clock = c.all_of(PIPE);
     // By core of the setter: a cube's flag goes to both vector cores, a vector core's into its own place at the cube's.
     for (uint32_t sub = 0; sub < 2; ++sub) {
@@ -620,6 +626,7 @@ void CrossCoreSetFlag(uint16_t id) {
 
 inline void CrossCoreWaitFlag(uint16_t id) {
     sim::Core& c = sim::core();
+    internal::check_flag(id, "CrossCoreWaitFlag");
     std::vector<std::deque<sim::Clock>*> awaited;
     for (uint32_t sub = 0; sub < (c.cube ? 2 : 1); ++sub) {
         awaited.push_back(&c.device->flags[c.block * 4 + (c.cube ? sub : 2 + c.sub)][id]);
