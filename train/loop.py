@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mindpangu.checkpoint.store import save_tensors
 from mindpangu.config import dump
 from mindpangu.errors import UserError
-from mindpangu.parallel.ranks import Ranks
+from mindpangu.parallel.ranks import ALONE, Ranks
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.state import Average, State, load_state, save_state
@@ -26,7 +26,6 @@ from mindpangu.train.stats import Record
 from mindpangu.train.step import LOSS_SCALE, TrainStep
 
 EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
-NO_OTHERS = Ranks()
 
 
 class Task(Protocol):
@@ -132,7 +131,25 @@ def progress_bar(name: str, state: State, total: int, shown: bool) -> tqdm:
     )
 
 
-def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ranks = NO_OTHERS) -> State:
+def make_step(task: Task, config: TrainConfig, ranks: Ranks) -> TrainStep:
+    """The step of this process.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
+    """
+    batch_size, parts = config.runner_config.batch_size, config.runner_config.gradient_accumulation_steps
+    if batch_size % (ranks.size * parts):
+        raise UserError(
+            f"runner_config.batch_size {batch_size} cannot be shared by {ranks.size} processes in {parts} parts each "
+            f"(gradient_accumulation_steps); use a multiple of {ranks.size * parts}"
+        )
+    share = config.parallel_config is not None and config.parallel_config.optimizer_shard
+    step = TrainStep(task.loss_net, config.optimizer.type == "muon", ranks, parts, share)
+    step.set_train()
+    return step
+
+
+def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ranks = ALONE) -> State:
     """Train `task` until `until` (default: all of the run's images); return where it stands.
 
     Of several `ranks` each takes its part of every batch, and the first one writes and reports.
@@ -147,14 +164,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
-    sense, parts = config.runner_wrapper.scale_sense, config.runner_config.gradient_accumulation_steps
-    if batch_size % (ranks.size * parts):
-        raise UserError(
-            f"runner_config.batch_size {batch_size} cannot be shared by {ranks.size} processes in {parts} parts each "
-            f"(gradient_accumulation_steps); use a multiple of {ranks.size * parts}"
-        )
-    step = TrainStep(task.loss_net, config.optimizer.type == "muon", ranks.size, parts)
-    step.set_train()
+    sense, step = config.runner_wrapper.scale_sense, make_step(task, config, ranks)
     average = Average(list(step.weights), config.ema_half_life_images)
     resumed = load_state(folder, step, average) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
@@ -163,7 +173,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     bar = progress_bar(folder.name, state, total, ranks.first)
 
     def passed(every: int) -> bool:
-        return ranks.first and (state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end)
+        return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
 
     with ThreadPoolExecutor(1) as pool, record or nullcontext():
         upcoming = pool.submit(task.batch, state.nimg, batch_size)
@@ -189,7 +199,10 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
                 record.line(line)
                 bar.set_postfix(loss=line["loss"], skipped=state.skipped)
             if state.taken and passed(config.callbacks.checkpoint_images):
-                save_state(folder, state, step, average, card(state, config), config.callbacks.keep_checkpoint_max)
+                whole = step.whole_state() if ranks.first or step.shared else {}
+                if ranks.first:
+                    kept = config.callbacks.keep_checkpoint_max
+                    save_state(folder, state, whole, average, card(state, config), kept)
             if record is not None and passed(config.callbacks.sample_images):
                 picture = folder / f"samples-{state.nimg:08d}.png"
                 task.samples(average.values, picture)

@@ -172,7 +172,7 @@ def memory_of(pieces: Sequence[Sequence[Layer]], held: int, cluster: ClusterConf
     kept: float = sum(written) * held
     if cluster.recompute_config.recompute:
         kept = sum(piece[0].read for piece in pieces) * held + max(written)
-    return Memory(HALF * parameters, HALF * parameters, SINGLE * (1 + MOMENTS) * parameters / copies, HALF * kept)
+    return Memory(HALF * parameters, HALF * parameters, SINGLE * (1 + MOMENTS / copies) * parameters, HALF * kept)
 
 
 def plan(regime: Regime, histogram: Histogram, model: ModelSpec, cluster: ClusterConfig) -> Plan:

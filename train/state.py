@@ -78,14 +78,19 @@ def states(folder: Path) -> list[Path]:
 
 
 def save_state(
-    folder: Path, state: State, step: TrainStep, average: Average, card: Mapping[str, Any], keep: int
+    folder: Path,
+    state: State,
+    whole: Mapping[str, np.ndarray],
+    average: Average,
+    card: Mapping[str, Any],
+    keep: int,
 ) -> None:
-    """Write weights, moments, average and counters, read them back, then forget all states but the newest `keep`.
+    """Write weights and moments (`whole`), average and counters, read them back, then forget all but the newest `keep`.
 
     Raises:
         UserError: it cannot be written, or what was read back is not what was written; the older states are there.
     """
-    tensors = {p.name: p.asnumpy() for p in step.state}
+    tensors = dict(whole)
     tensors.update({f"{AVERAGE}{name}": value for name, value in average.values.items()})
     tensors[PROGRESS] = np.array(astuple(state), np.float64)
     path = folder / f"state-{state.nimg:012d}.safetensors"
@@ -129,6 +134,8 @@ def _loaded(path: Path, step: TrainStep, average: Average) -> State:
     averaged = {
         name[len(AVERAGE) :]: tensors.pop(name) for name in [name for name in tensors if name.startswith(AVERAGE)]
     }
+    for name in step.moments_elsewhere():
+        tensors.pop(name, None)
     load_into(step.state, tensors, str(path))
     average.values = {name: value.copy() for name, value in averaged.items()}
     return State(*(kind(value) for kind, value in zip(kinds, progress.tolist())))

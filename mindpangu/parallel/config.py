@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 class ParallelConfig:
     """`data_parallel` copies of the net in `pipeline_stage` stages, through which go `micro_batch_num` batches a step.
 
-    `optimizer_shard`: the copies share the optimizer's state and the fp32 weights between them (ZeRO, arXiv
-    1910.02054).
+    `optimizer_shard`: the copies share the optimizer's moments between them (ZeRO's first stage, arXiv 1910.02054).
     """
 
     data_parallel: int = 1

@@ -38,6 +38,9 @@ class Ranks:
             ops.AllReduce()(Tensor(np.zeros(1, np.float32))).asnumpy()
 
 
+ALONE = Ranks()
+
+
 def join() -> Ranks:
     """Meet the other processes that msrun has started, if any; MindSpore must have been started.
 
@@ -45,7 +48,7 @@ def join() -> Ranks:
         UserError: they cannot be met, or (in msrun's scheduler, which stays in here) one of them has been lost.
     """
     if "MS_ROLE" not in os.environ:
-        return Ranks()
+        return ALONE
     from mindspore.communication import get_group_size, get_rank, init
 
     try:

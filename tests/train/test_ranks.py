@@ -29,7 +29,7 @@ STEPS = 20
 REPOSITORY = Path(__file__).parents[2]
 
 
-def training_file(part, runs, folder, steps=STEPS):
+def training_file(part, runs, folder, steps=STEPS, **changes):
     """A training of `steps` steps of eight pictures; part "line": the loop tests' task."""
     values = training(
         "vae" if part == "line" else part,
@@ -37,6 +37,7 @@ def training_file(part, runs, folder, steps=STEPS):
         output_dir=str(folder),
         runner_config={"images": 8 * steps, "batch_size": 8},
         callbacks={"log_images": 40, "sample_images": 8 * steps, "checkpoint_images": 40},
+        **changes,
     )
     folder.mkdir()
     (folder / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -73,20 +74,27 @@ def work(part, folder, workers, until=0):
     return load_tensors(states(folder)[0])
 
 
-def trained(part, runs, folder, workers):
+def trained(part, runs, folder, workers, **changes):
     """The state after STEPS steps."""
-    training_file(part, runs, folder)
+    training_file(part, runs, folder, **changes)
     return work(part, folder, workers)
 
 
-@pytest.mark.parametrize(("part", "workers", "tolerance"), [("structure", 2, 2e-5), ("line", 4, 1e-6)])
-def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, part, workers, tolerance):
-    """The generator with batches of two sizes; four processes on a line, which compiles at once.
+SHARED = {"optimizer": {"type": "muon"}, "parallel_config": {"data_parallel": 2, "optimizer_shard": True}}
+
+
+@pytest.mark.parametrize(
+    ("part", "workers", "tolerance", "layout"),
+    [("structure", 2, 2e-5, {}), ("vae", 2, 2e-5, SHARED), ("line", 4, 1e-6, {})],
+)
+def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_factory, part, workers, tolerance, layout):
+    """The generator with batches of two sizes; an autoencoder whose moments are shared; four processes on a line.
 
     AdamW divides by small roots, which makes the rounding of the sums larger: 2e-6 to 5.2e-6 were measured on nets.
     """
     folder = tmp_path_factory.mktemp("ranks")
-    one, several = trained(part, runs, folder / "one", 1), trained(part, runs, folder / "several", workers)
+    one = trained(part, runs, folder / "one", 1, **{**layout, "parallel_config": {}})
+    several = trained(part, runs, folder / "several", workers, **layout)
     assert one.keys() == several.keys()
     for name in one.keys() - {"progress"}:
         scale = max(1.0, float(np.abs(one[name]).max()))
@@ -96,10 +104,10 @@ def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_facto
 
 
 def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path):
-    """Four processes, then one, then two: the same images in the same order, the same weights but for rounding."""
+    """Four processes that share the moments, then one, then two: the same images, the same weights but for rounding."""
     one = trained("line", runs, tmp_path / "one", 1)
     folder = tmp_path / "several"
-    training_file("line", runs, folder)
+    training_file("line", runs, folder, parallel_config={"optimizer_shard": True})
     for workers, until in ((4, 40), (1, 120), (2, 8 * STEPS)):
         several = work("line", folder, workers, until)
         assert several["progress"][0] == until
@@ -168,7 +176,6 @@ def test_a_folder_has_one_writer(tmp_path):
             {"pipeline_stage": 2, "micro_batch_num": 2},
             "pipeline_stage: MindSpore's own needs Ascend, and this is a CPU",
         ),
-        ({"optimizer_shard": True}, "optimizer_shard: MindSpore's own needs Ascend"),
         ({"data_parallel": 2}, "data_parallel is 2, and 1 processes are running; start as many with msrun"),
     ],
 )
