@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 from mindpangu import zoo
 from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, verify, write_atomically
 from mindpangu.data.examples import parse_size
-from mindpangu.data.shards import BadSampleError, Shard, check_share
+from mindpangu.data.records import opened
+from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.train.diffusion import TOWERS
@@ -119,7 +120,7 @@ class Encoder:
 
     def shard(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A shard's tensors, and what its sidecar says: how many samples were used, were too small, and bad ones."""
-        shard = Shard(path)
+        shard = opened(path)
         rows: dict[str, Rows] = {}
         bad, small = [vars(one) for one in shard.bad], 0
         for entry in shard.entries:
@@ -156,7 +157,7 @@ def encode(
     Raises:
         UserError: two shards of one name; the folder cannot be written; too many samples are bad.
     """
-    if len({path.name for path in shards}) < len(shards):
+    if len({path.stem for path in shards}) < len(shards):
         raise UserError("two of the shards have the same name; their encodings would be written over each other")
     encoder = Encoder(config)
     totals = {"used": 0, "small": 0, "bad": 0}

@@ -60,10 +60,15 @@ def pack(
     size: list[str] = typer.Option(["128x128"], help="Size of the scenes; may be repeated."),
     group: list[str] = typer.Option([], help="Only scenes of these groups; may be repeated."),
     compositions: float = typer.Option(0.3, min=0.0, max=1.0, help="Share of the scenes with stated places."),
+    form: str = typer.Option("tar", "--format", help="tar (WebDataset's layout) or mindrecord."),
 ) -> None:
-    """Tar files in WebDataset's layout, of your own pictures or of scenes of the emoji data set."""
+    """Shards of your own pictures or of scenes of the emoji data set."""
     from mindpangu.data import pack as packing
     from mindpangu.data.examples import DataConfig, Examples
+    from mindpangu.errors import UserError
+
+    if form not in packing.FORMATS:
+        raise UserError(f"--format {form} is unknown; allowed: {', '.join(packing.FORMATS)}")
 
     if (folder / "manifest.jsonl").exists():
         config = DataConfig(
@@ -80,13 +85,13 @@ def pack(
         if silent:
             print(f"{len(silent)} pictures have no caption beside them and are left out, for example {silent[0]}")
     with tqdm(total=count, unit="picture", desc="packing") as bar:
-        shards = packing.pack(samples, out, per_shard, bar.update)
+        shards = packing.pack(samples, out, per_shard, bar.update, form)
     print(f"{count} samples in {shards} shards in {out}")
 
 
 @app.command()
 def encode(
-    shards: str = typer.Option(..., help="Tar files, a quoted pattern: 'shards/*.tar'."),
+    shards: str = typer.Option(..., help="Tar or MindRecord files, a quoted pattern: 'shards/*.tar'."),
     model: str = typer.Option("emoji-128", help="Zoo name or model folder whose autoencoder and text towers encode."),
     out: Path = OUT,
     size: list[str] = typer.Option(

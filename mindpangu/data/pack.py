@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from mindpangu.data import records, shards
 from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.examples import Examples
-from mindpangu.data.shards import CAPTIONS, PICTURES, write
+from mindpangu.data.shards import CAPTIONS, PICTURES
 from mindpangu.errors import UserError
 
 Sample = tuple[str, dict[str, bytes]]
@@ -57,11 +58,16 @@ def files(pictures: Mapping[Path, Mapping[str, bytes]]) -> Iterator[Sample]:
         yield f"{i:08}", {path.suffix.lower().lstrip("."): path.read_bytes(), **captions}
 
 
-def pack(samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], object]) -> int:
-    """Write shards of `per_shard` samples, 00000.tar and on; how many there are. Raises: UserError."""
+FORMATS = {"tar": shards.write, "mindrecord": records.write}
+
+
+def pack(
+    samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], object], form: str = "tar"
+) -> int:
+    """Write shards of `per_shard` samples in one of FORMATS, 00000.tar and on; how many. Raises: UserError."""
     number = 0
     while part := list(islice(samples, per_shard)):
-        write(out / f"{number:05}.tar", part)
+        FORMATS[form](out / f"{number:05}.{form}", part)
         number += 1
         progress(len(part))
     return number

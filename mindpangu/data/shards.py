@@ -110,28 +110,37 @@ class Shard:
                 return file.read(place[2])
 
             captions = [text for place in entry.captions for text in _captions(place, content(place))]
-            return Sample(_picture(content(entry.picture)), tuple(captions))
+            return Sample(picture_of(content(entry.picture)), tuple(captions))
 
 
 def _captions(place: tuple[str, int, int], content: bytes) -> list[str]:
-    field, _, size = place
-    if size > MAX_CAPTION:
-        raise BadSampleError(f".{field}: {size} bytes; at most {MAX_CAPTION} are read")
-    try:
-        text = content.decode("utf-8")
-        if field == "json":
+    field = place[0]
+    text = text_of(f".{field}", content)
+    if field == "json":
+        try:
             values = json.loads(text)
-            found = [values[key] for key in CAPTION_KEYS if key in values] if isinstance(values, dict) else []
-        else:
-            found = [text]
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise BadSampleError(f".{field}: not {'JSON' if field == 'json' else 'UTF-8'} ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise BadSampleError(f".{field}: not JSON ({error})") from None
+        found = [values[key] for key in CAPTION_KEYS if key in values] if isinstance(values, dict) else []
+    else:
+        found = [text]
     if not found or not all(isinstance(one, str) and one.strip() for one in found):
         raise BadSampleError(f".{field}: no caption in it")
     return [one.strip() for one in found]
 
 
-def _picture(content: bytes) -> Image.Image:
+def text_of(field: str, content: bytes) -> str:
+    """A caption. Raises: BadSampleError where it is too long or no text."""
+    if len(content) > MAX_CAPTION:
+        raise BadSampleError(f"{field}: {len(content)} bytes; at most {MAX_CAPTION} are read")
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadSampleError(f"{field}: not UTF-8 ({error})") from None
+
+
+def picture_of(content: bytes) -> Image.Image:
+    """A picture in RGB, on white. Raises: BadSampleError where it is too large or cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:

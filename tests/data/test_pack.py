@@ -12,7 +12,15 @@ from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
 from tests.tiny import SAMPLE
 
-OPTIONS = {"per_shard": 2, "scenes": 5, "size": ["48x32"], "group": [], "compositions": 0.3, "caption": ""}
+OPTIONS = {
+    "per_shard": 2,
+    "scenes": 5,
+    "size": ["48x32"],
+    "group": [],
+    "compositions": 0.3,
+    "caption": "",
+    "form": "tar",
+}
 
 
 def test_scenes_with_captions_in_both_languages(tmp_path):

@@ -216,3 +216,17 @@ def test_an_epoch_shows_every_picture_and_batches_are_of_one_size(counts, batch_
             assert len(rows) - counts[size] < batch_size
     again = Epochs(counts, batch_size, seed).batch(epochs.length)
     np.testing.assert_array_equal(again[1], epochs.batch(epochs.length)[1])
+
+
+def test_a_mindrecord_file_is_encoded_as_the_tar_of_the_same_samples(runs, encoded, tmp_path):
+    from mindpangu.train.encode import encode
+
+    examples = Examples(DataConfig(SAMPLE, tuple(STYLES), sizes=SIZES, size_weights=(0.6, 0.4)))
+    pack.pack(pack.scenes(examples, 7), tmp_path / "records", 7, lambda count: None, "mindrecord")
+    out = tmp_path / "encoded"
+    found = find(str(tmp_path / "records" / "*.mindrecord"))
+    assert encode(found, encoding(runs), out, lambda count: None) == {"used": 7, "small": 0, "bad": 0}
+    one, other = load_tensors(encoded / "00000.safetensors"), load_tensors(out / "00000.safetensors")
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
