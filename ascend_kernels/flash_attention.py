@@ -76,7 +76,7 @@ def operator() -> Any:
         reg_info=backward_registration(),
     )
 
-    def bprop(q, k, v, heads, scale, causal, out, dout):  # type: ignore[no-untyped-def]
+    def bprop(q, k, v, heads, scale, causal, out, dout):
         dq, dk, dv = gradients(backward, q, k, v, heads, scale, causal, out, dout)
         return dq, dk, dv, ops.zeros_like(heads), ops.zeros_like(scale), ops.zeros_like(causal)
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Protocol
 
 from mindpangu.data.shards import CAPTION_KEYS, PICTURES, Bad, Sample, Shard, picture_of, text_of
 from mindpangu.errors import UserError
@@ -73,7 +73,17 @@ class Records:
         return Sample(picture_of(bytes(row["image"])), tuple(captions))
 
 
-def opened(path: Path) -> Union[Shard, Records]:
+class Archive(Protocol):
+    """A shard of either format: `read` takes one of its `entries`."""
+
+    bad: list[Bad]
+    entries: list[Any]
+
+    def read(self, entry: Any) -> Sample:
+        """Raises: BadSampleError."""
+
+
+def opened(path: Path) -> Archive:
     """A shard of either format, told by its name. Raises: UserError where there is no such file."""
     return Records(path) if path.suffix == SUFFIX else Shard(path)
 
