@@ -74,6 +74,12 @@ def _has_bf16() -> bool:
     return "avx512_bf16" in text
 
 
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise UserError(f"{name}={value} is unknown; allowed: {', '.join(allowed)}")
+    return value
+
+
 def cpu_operators() -> str:
     """Which CPU operators are asked for: "bf16", "fp32" or "off".
 
@@ -81,10 +87,7 @@ def cpu_operators() -> str:
         UserError: the environment says something else.
     """
     prepare_environment()
-    value = os.environ[CPU_OPERATORS]
-    if value not in PRECISIONS:
-        raise UserError(f"{CPU_OPERATORS}={value} is unknown; allowed: {', '.join(PRECISIONS)}")
-    return value
+    return _one_of(CPU_OPERATORS, os.environ[CPU_OPERATORS], PRECISIONS)
 
 
 def ascend_attention() -> str:
@@ -93,10 +96,7 @@ def ascend_attention() -> str:
     Raises:
         UserError: the environment says something else.
     """
-    value = os.environ.get(ASCEND_ATTENTION, ATTENTIONS[0])
-    if value not in ATTENTIONS:
-        raise UserError(f"{ASCEND_ATTENTION}={value} is unknown; allowed: {', '.join(ATTENTIONS)}")
-    return value
+    return _one_of(ASCEND_ATTENTION, os.environ.get(ASCEND_ATTENTION, ATTENTIONS[0]), ATTENTIONS)
 
 
 def _check_kernels() -> None:

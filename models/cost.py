@@ -63,6 +63,15 @@ def attention(name: str, batch: int, heads: int, channels: int, queries: int, ke
     return Layer(name, "attention", 0, flops, 8 * batch * heads * queries * keys, read, written)
 
 
+def attention_shape(layer: Layer, batch: int) -> tuple[int, int, int, int]:
+    """Heads, queries, keys and channels of a head, of a layer that `attention` made."""
+    pairs = layer.vector_flops // 8 // batch  # heads · queries · keys
+    width = layer.flops // 4 // batch // pairs
+    keys = pairs * width * batch // layer.written
+    heads = (layer.read - layer.written) // 2 // batch // keys // width
+    return heads, pairs // heads // keys, keys, width
+
+
 def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int) -> Iterator[Layer]:
     """The layers of `models.unet.UNet` on (batch, C, height, width) latents and `tokens` text tokens, in order.
 

@@ -20,7 +20,7 @@ import numpy as np
 from mindpangu import runtime
 from mindpangu.ascend_kernels.tiling import Estimate, backward_tile, estimate_backward, estimate_forward, forward_tile
 from mindpangu.bench.roofline import PANGU, TOKENS
-from mindpangu.models.cost import unet_layers
+from mindpangu.models.cost import attention_shape, unet_layers
 
 OPERATOR, COMPOSED = "operator", "composed"
 PASSES = ("forward", "forward and backward")
@@ -52,11 +52,8 @@ def cases(side: int, rows: int = 1) -> list[Case]:
     found: Counter = Counter()
     for layer in unet_layers(PANGU, rows, side, side, TOKENS):
         if layer.kind == "attention":
-            pairs = layer.vector_flops // 8 // rows  # heads · queries · keys
-            width = layer.flops // 4 // rows // pairs
-            keys = pairs * width // (layer.written // rows)
-            heads = (layer.read - layer.written) // 2 // rows // keys // width
-            found[(rows, heads, pairs // heads // keys, keys, width)] += 1
+            shape = (rows, *attention_shape(layer, rows))
+            found[shape] += 1
     return [Case(shape, count) for shape, count in found.items()]
 
 

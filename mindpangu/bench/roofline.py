@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mindpangu.ascend_kernels.tiling import ASCEND_910B
 from mindpangu.models.cost import Layer, unet_layers
 from mindpangu.models.spec import UNetSpec
 
@@ -49,7 +50,9 @@ class Chip:
 # Cores × (16·16·16 multiply-adds, or 128 bytes' worth) × 2 × clock, from CANN's platform files; memory of the 910B as
 # published, of the 910A 32 bytes a clock and core.
 CHIPS = {
-    "910b": Chip("Ascend 910B2", 24 * 16**3 * 2 * 1.8e9, 48 * 128 * 2 * 1.8e9, 1.6e12),
+    "910b": Chip(
+        ASCEND_910B.name, ASCEND_910B.cube_flops, ASCEND_910B.vector * 128 * 2 * ASCEND_910B.clock, ASCEND_910B.memory
+    ),
     "910a": Chip("Ascend 910A", 32 * 16**3 * 2 * 1.0e9, 32 * 128 * 2 * 1.0e9, 32 * 32 * 1.0e9),
 }
 

@@ -91,13 +91,14 @@ def coop(
     """A step of models that draw together, beside the same models' steps alone."""
     import numpy as np
 
+    from mindpangu.bench.alternate import quartiles
     from mindpangu.bench.cases import PROMPTS
     from mindpangu.bench.coop import TOGETHER, measure
 
     with Console(stderr=True).status("starting") as status:
         found = measure(config, set_, line, steps, turns, status.update)
     alone = np.sum([times for name, times in found.items() if name != TOGETHER], axis=0)
-    low, middle, high = np.percentile(np.array(found[TOGETHER]) / alone, (25, 50, 75))
+    low, middle, high = quartiles(found[TOGETHER], alone)
     shown = ", ".join(f"{name} {np.median(times):.1f}" for name, times in found.items())
     print(f"ms a step of {len(PROMPTS)} pictures, medians of {turns} turns: {shown}")
     print(f"together over the sum of each alone, turn by turn: {middle:.2f} ({low:.2f}-{high:.2f})")
@@ -122,6 +123,7 @@ def _attention_here(turns: int) -> None:
 
     from mindpangu import runtime
     from mindpangu.bench import attention as bench
+    from mindpangu.bench.alternate import quartiles
 
     runtime.start("CPU")
     if runtime.cpu_operators() == "off":
@@ -133,8 +135,8 @@ def _attention_here(turns: int) -> None:
         for shape in bench.SHAPES:
             times = bench.measure(shape, turns)
             for name in bench.PASSES:
-                one, other = (np.array(times[way, name]) for way in (bench.OPERATOR, bench.COMPOSED))
-                low, middle, high = np.percentile(other / one, (25, 50, 75))
+                one, other = (times[way, name] for way in (bench.OPERATOR, bench.COMPOSED))
+                low, middle, high = quartiles(other, one)
                 shown = f"{np.median(one):.2f}", f"{np.median(other):.2f}", f"{middle:.2f} ({low:.2f}-{high:.2f})"
                 table.add_row(", ".join(map(str, shape)), name, *shown)
         growth = {}

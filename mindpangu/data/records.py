@@ -10,15 +10,25 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
-from mindpangu.data.shards import CAPTION_KEYS, PICTURES, Bad, Sample, Shard, picture_of, text_of
+from mindpangu.data.shards import (
+    CAPTION_KEYS,
+    CAPTIONS,
+    PICTURES,
+    Bad,
+    BadSampleError,
+    Sample,
+    Shard,
+    captions_of,
+    picture_of,
+    text_of,
+)
 from mindpangu.errors import UserError
 
 SUFFIX = ".mindrecord"
 INDEX = ".db"  # what MindSpore writes beside a file, and needs
 TEXT, BYTES = {"type": "string"}, {"type": "bytes"}
-COLUMN_OF = {"txt": "caption", "en.txt": "caption_en", "zh.txt": "caption_zh"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,12 @@ class Records:
         self._rows: Iterator[dict[str, Any]] = iter(())
         self._next = 0
         try:
-            for number, row in enumerate(self._all()):
+            columns = self._columns()
+            # Without the pictures, which `read` takes one by one.
+            for number, row in enumerate(self._all([name for name in columns if name in ("key", *CAPTION_KEYS)])):
                 key = str(row.get("key") or number)
                 captions = any(str(row.get(name) or "").strip() for name in CAPTION_KEYS)
-                reason = ("" if "image" in row else "no picture") or ("" if captions else "no caption")
+                reason = ("" if "image" in columns else "no picture") or ("" if captions else "no caption")
                 if reason:
                     self.bad.append(Bad(f"{path.name}/{key}", reason))
                 else:
@@ -53,10 +65,19 @@ class Records:
         except (RuntimeError, ValueError) as error:
             self.bad.append(Bad(path.name, f"not a whole MindRecord file ({str(error).splitlines()[0]})"))
 
-    def _all(self) -> Iterator[dict[str, Any]]:
+    def _columns(self) -> list[str]:
         from mindspore.mindrecord import FileReader
 
         reader = FileReader(str(self.path))
+        try:
+            return list(reader.schema())
+        finally:
+            reader.close()
+
+    def _all(self, columns: Optional[list[str]] = None) -> Iterator[dict[str, Any]]:
+        from mindspore.mindrecord import FileReader
+
+        reader = FileReader(str(self.path), columns=columns or None)
         try:
             yield from reader.get_next()
         finally:
@@ -92,7 +113,8 @@ def write(path: Path, samples: Sequence[tuple[str, dict[str, bytes]]]) -> None:
     """A whole file of samples, each a key and {field: content} as in a tar file.
 
     Raises:
-        UserError: a sample has no picture, which a row needs; it cannot be written; nothing is left.
+        UserError: a sample has no picture, which a row needs, or a caption that is none; it cannot be written; nothing
+            is left.
     """
     from mindspore.mindrecord import FileWriter
 
@@ -101,7 +123,13 @@ def write(path: Path, samples: Sequence[tuple[str, dict[str, bytes]]]) -> None:
         picture = next((content for field, content in fields.items() if field in PICTURES and content), None)
         if picture is None:
             raise UserError(f"{path}: sample {key} has no picture, and a row of a MindRecord file needs one")
-        texts = {COLUMN_OF[field]: content.decode() for field, content in fields.items() if field in COLUMN_OF}
+        texts: dict[str, str] = {}
+        for field in fields:
+            if field in CAPTIONS:
+                try:
+                    texts.update(captions_of(field, fields[field]))
+                except BadSampleError as error:
+                    raise UserError(f"{path}: sample {key}: {error}") from None
         rows.append({"key": key, "image": picture, **{name: texts.get(name, "") for name in CAPTION_KEYS}})
     path.parent.mkdir(parents=True, exist_ok=True)
     # MindSpore notes a file's name in its index, so it is written under that name, in another folder.

@@ -23,6 +23,7 @@ from mindpangu.errors import UserError
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("txt", "en.txt", "zh.txt", "json")
 CAPTION_KEYS = ("caption", "caption_en", "caption_zh")
+KEY_OF = dict(zip(CAPTIONS, CAPTION_KEYS))
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000  # of a picture; more is taken for a decompression bomb
 MAX_CAPTION = 65_536  # bytes
@@ -109,24 +110,24 @@ class Shard:
                 file.seek(place[1])
                 return file.read(place[2])
 
-            captions = [text for place in entry.captions for text in _captions(place, content(place))]
+            captions = [text for place in entry.captions for text in captions_of(place[0], content(place)).values()]
             return Sample(picture_of(content(entry.picture)), tuple(captions))
 
 
-def _captions(place: tuple[str, int, int], content: bytes) -> list[str]:
-    field = place[0]
+def captions_of(field: str, content: bytes) -> dict[str, str]:
+    """What a sample's file says, by CAPTION_KEYS. Raises: BadSampleError."""
     text = text_of(f".{field}", content)
     if field == "json":
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadSampleError(f".{field}: not JSON ({error})") from None
-        found = [values[key] for key in CAPTION_KEYS if key in values] if isinstance(values, dict) else []
+        found = {key: values[key] for key in CAPTION_KEYS if key in values} if isinstance(values, dict) else {}
     else:
-        found = [text]
-    if not found or not all(isinstance(one, str) and one.strip() for one in found):
+        found = {KEY_OF[field]: text}
+    if not found or not all(isinstance(one, str) and one.strip() for one in found.values()):
         raise BadSampleError(f".{field}: no caption in it")
-    return [one.strip() for one in found]
+    return {key: one.strip() for key, one in found.items()}
 
 
 def text_of(field: str, content: bytes) -> str:

@@ -25,6 +25,7 @@ SAMPLES = [
     ("two", {"png": png("blue"), "txt": b" blue "}),
     ("silent", {"png": png("green")}),
     ("broken", {"png": b"no picture at all", "txt": b"text"}),
+    ("both", {"png": png("gray"), "json": '{"caption_en": "gray", "caption_zh": "灰色"}'.encode()}),
     ("last", {"png": png("white"), "txt": b"white"}),
 ]
 
@@ -52,6 +53,7 @@ def test_both_formats_hold_the_same(path, tmp_path):
     assert found[0] == found[1]
     assert found[1][1] == {"silent": "no caption"}
     assert found[1][0]["one"][1] == ("a red thing", "红色的东西")
+    assert found[1][0]["both"][1] == ("gray", "灰色")
     assert isinstance(opened(path), Records) and isinstance(opened(tmp_path / "a.tar"), Shard)
 
 
@@ -66,6 +68,8 @@ def test_rows_may_be_read_in_any_order(path):
 def test_what_is_no_file_and_what_is_a_broken_one(path, tmp_path):
     with pytest.raises(UserError, match="sample blind has no picture"):
         records.write(tmp_path / "b.mindrecord", [("blind", {"txt": b"nothing to see"})])
+    with pytest.raises(UserError, match=r"sample odd: \.txt: not UTF-8"):
+        records.write(tmp_path / "b.mindrecord", [("odd", {"png": png("red"), "txt": b"\xff"})])
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"none.mindrecord: no such file"):
         Records(tmp_path / "none.mindrecord")

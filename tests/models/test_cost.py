@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.models.cost import decoder_layers, text_layers, unet_layers
+from mindpangu.models.cost import attention, attention_shape, decoder_layers, text_layers, unet_layers
 from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
 
 RELEASE = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)
@@ -74,3 +74,9 @@ def test_parameters_are_those_of_the_text_tower():
     everything = sum(int(np.prod(p.shape)) for p in text_tower(spec).trainable_params())
     tables = (spec.vocab_size + spec.context_length) * spec.width
     assert sum(layer.parameters for layer in text_layers(spec, 1)) == everything - tables
+
+
+@pytest.mark.parametrize("shape", [(10, 4096, 4096, 64), (20, 1024, 77, 64), (1, 9, 5, 3), (8, 1, 1, 40)])
+def test_an_attention_layer_tells_its_shape(shape):
+    heads, queries, keys, width = shape
+    assert attention_shape(attention("a", 3, heads, heads * width, queries, keys), 3) == shape

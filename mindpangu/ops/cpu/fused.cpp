@@ -147,8 +147,8 @@ template <bool BF16> struct Head {
     std::vector<float> q, p, k, kt, v, vt, dout, ds, dq, dk, dv, ot, packed, across_q;
     Head(int64_t s, int64_t t, int64_t d, int64_t stride, float scale, const float *mask)
         : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), ld(tp + 16), dw((d + PER - 1) / PER),
-          tw((t + PER - 1) / PER), scale(scale), mask(mask), q(QUERIES * dw), p(QUERIES * ld), k(tw * dp), kt(dw * tp),
-          v(tw * dp), ot(QUERIES * dp), packed(BF16 ? QUERIES * ld : 0) {}
+          tw((t + PER - 1) / PER), scale(scale), mask(mask), q(QUERIES * dw), p(QUERIES * ld), kt(dw * tp),
+          packed(BF16 ? QUERIES * ld : 0) {}
 
     // Word number j of a row of d numbers.
     float word(const float *row, int64_t j) const {
@@ -200,10 +200,6 @@ template <bool BF16> struct Head {
         return packed.data();
     }
 
-    void load(const float *keys, const float *values) {
-        transposed(keys, kt);
-        across(values, t, v);
-    }
     // Probabilities of `n` queries from number `first` on, into p.
     void probabilities(const float *queries, int64_t first, int64_t n) {
         along(queries + first * stride, n, q);
@@ -224,7 +220,11 @@ template <bool BF16> struct Head {
             for (int64_t j = 0; j < t; ++j) row[j] *= inverse;
         }
     }
-    void forward(const float *queries, float *out) {
+    void forward(const float *keys, const float *values, const float *queries, float *out) {
+        transposed(keys, kt);
+        v.resize(tw * dp);
+        across(values, t, v);
+        ot.resize(QUERIES * dp);
         for (int64_t first = 0; first < s; first += QUERIES) {
             const int64_t n = std::min(QUERIES, s - first);
             probabilities(queries, first, n);
@@ -236,6 +236,7 @@ template <bool BF16> struct Head {
     void backward(const float *keys, const float *values, const float *queries, const float *gradient, float *to_q,
                   float *to_k, float *to_v) {
         transposed(keys, kt);
+        k.resize(tw * dp);
         across(keys, t, k);
         vt.resize(dw * tp);
         transposed(values, vt);
@@ -489,8 +490,7 @@ AOT(Attention) {
     const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]);
     float *out = f(params[5]);
     a.each([&](auto &head, int64_t at_s, int64_t at_t) {
-        head.load(k + at_t, v + at_t);
-        head.forward(q + at_s, out + at_s);
+        head.forward(k + at_t, v + at_t, q + at_s, out + at_s);
     });
     return 0;
 }
