@@ -27,9 +27,10 @@ ONEDNN_ISA = "AVX2"
 CPU_OPERATORS = "MINDPANGU_CPU_OPS"
 PRECISIONS = ("bf16", "fp32", "off")
 
-# Attention on Ascend: MindSpore's FlashAttentionScore, or our AscendC kernels, whose package must be installed.
+# Attention on Ascend: MindSpore's FlashAttentionScore, our AscendC kernels, whose package must be installed, or
+# composed operators, which is all that the 910A has.
 ASCEND_ATTENTION = "MINDPANGU_ASCEND_ATTENTION"
-ATTENTIONS = ("mindspore", "mindpangu")
+ATTENTIONS = ("mindspore", "mindpangu", "composed")
 
 DEVICES = ("auto", "CPU", "Ascend")
 
@@ -91,18 +92,29 @@ def cpu_operators() -> str:
 
 
 def ascend_attention() -> str:
-    """Whose attention is asked for on Ascend: "mindspore" (the default) or "mindpangu".
+    """Whose attention is in force on Ascend: "mindspore" (the default), "mindpangu" or "composed" (the 910A's default).
 
     Raises:
         UserError: the environment says something else.
     """
-    return _one_of(ASCEND_ATTENTION, os.environ.get(ASCEND_ATTENTION, ATTENTIONS[0]), ATTENTIONS)
+    default = "composed" if _ascend_chip() == "ascend910" else "mindspore"
+    return _one_of(ASCEND_ATTENTION, os.environ.get(ASCEND_ATTENTION, default), ATTENTIONS)
 
 
-def _check_kernels() -> None:
+def _ascend_chip() -> str:
+    """MindSpore's name of the NPU's generation: "ascend910" is the 910A, "ascend910b" the 910B; empty without one."""
+    from mindspore._c_expression import MSContext
+
+    return str(MSContext.get_instance().get_ascend_soc_version())
+
+
+def _check_attention() -> None:
     from mindpangu.ascend_kernels import flash_attention
 
-    if ascend_attention() == "mindpangu" and not flash_attention.installed():
+    chosen = ascend_attention()
+    if chosen != "composed" and _ascend_chip() == "ascend910":
+        raise UserError(f"{ASCEND_ATTENTION}={chosen} is for the 910B and later; the 910A has composed alone")
+    if chosen == "mindpangu" and not flash_attention.installed():
         raise UserError(
             f"{ASCEND_ATTENTION}=mindpangu, and the operator package is not installed; build it with "
             "ascend_kernels/ascendc/flash_attention/build.sh --install, or unset the variable"
@@ -181,7 +193,7 @@ def start(device: str = "auto") -> str:
         raise UserError("no Ascend NPU answers here; run `mindpangu doctor` to see what is missing, or use CPU")
     chosen = device if device != "auto" else ("Ascend" if ascend_available() else "CPU")
     if chosen == "Ascend":
-        _check_kernels()
+        _check_attention()
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device(chosen)
     _device = chosen

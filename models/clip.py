@@ -6,7 +6,8 @@ Parameter names: tower A as in transformers' CLIPTextModel (Chinese-CLIP in PanG
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Optional
+
 from mindspore import Parameter, Tensor, nn
 from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
@@ -46,18 +47,20 @@ def at_end(features: Tensor, ids: Tensor, end_id: int) -> Tensor:
 
 
 class SelfAttentionA(nn.Cell):
-    """Multi-head self-attention with four projections."""
+    """Multi-head self-attention with four projections; `forbidden` as in `ops.attention`."""
 
-    def __init__(self, spec: TextSpec) -> None:
+    def __init__(self, spec: TextSpec, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.heads, self.scale = spec.heads, (spec.width // spec.heads) ** -0.5
         self.q_proj = dense(spec.width, spec.width)
         self.k_proj = dense(spec.width, spec.width)
         self.v_proj = dense(spec.width, spec.width)
         self.out_proj = dense(spec.width, spec.width)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = ops.attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), heads=self.heads, scale=self.scale, mask=mask)
+    def construct(self, x: Tensor, forbidden: Optional[Tensor] = None) -> Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        y = ops.attention(q, k, v, heads=self.heads, scale=self.scale, causal=self.causal, forbidden=forbidden)
         return self.out_proj(y)
 
 
@@ -81,12 +84,12 @@ class LayerA(nn.Cell):
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(spec.width)
-        self.self_attn = SelfAttentionA(spec)
+        self.self_attn = SelfAttentionA(spec, causal=True)
         self.layer_norm2 = LayerNorm(spec.width)
         self.mlp = MLPA(spec)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), mask)
+    def construct(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -109,11 +112,11 @@ class EncoderA(nn.Cell):
         super().__init__()
         self.layers = nn.CellList([LayerA(spec) for _ in range(spec.layers_used)])
 
-    def construct(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         before = x
         for layer in self.layers:
             before = x
-            x = layer(x, mask)
+            x = layer(x)
         return before, x
 
 
@@ -129,10 +132,9 @@ class TextTowerA(nn.Cell):
         self.embeddings = EmbeddingsA(spec)
         self.encoder = EncoderA(spec)
         self.final_layer_norm = LayerNorm(spec.width)
-        self.mask = ops.causal_mask(spec.context_length)
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        before, last = self.encoder(self.embeddings(ids), self.mask)
+        before, last = self.encoder(self.embeddings(ids))
         normed = self.final_layer_norm(last)
         return before if self.hidden else normed, at_end(normed, ids, self.end_id)
 
@@ -143,19 +145,20 @@ class TextTowerA(nn.Cell):
 class SelfAttentionB(nn.Cell):
     """Multi-head self-attention with one packed input projection."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.heads, self.scale = heads, (width // heads) ** -0.5
         self.in_proj_weight = Parameter(initializer(Normal(INIT_STD), (3 * width, width)), name="in_proj_weight")
         self.in_proj_bias = Parameter(initializer("zeros", (3 * width,)), name="in_proj_bias")
         self.out_proj = dense(width, width)
         self.matmul = mops.MatMul(transpose_b=True)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+    def construct(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
         packed = self.matmul(x.reshape((n * length, width)), widened(self.in_proj_weight, x)) + self.in_proj_bias
         q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
-        return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, mask=mask))
+        return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, causal=self.causal))
 
 
 class MLPB(nn.Cell):
@@ -175,30 +178,30 @@ class MLPB(nn.Cell):
 class ResidualAttentionBlock(nn.Cell):
     """OpenCLIP's pre-norm transformer layer."""
 
-    def __init__(self, width: int, heads: int, quick: bool) -> None:
+    def __init__(self, width: int, heads: int, quick: bool, causal: bool) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(width)
-        self.attn = SelfAttentionB(width, heads)
+        self.attn = SelfAttentionB(width, heads, causal)
         self.ln_2 = LayerNorm(width)
         self.mlp = MLPB(width, quick)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask)
+    def construct(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class TransformerB(nn.Cell):
     """The layers, under OpenCLIP's name; construct returns the last two states."""
 
-    def __init__(self, width: int, layers: int, heads: int, quick: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, quick: bool, causal: bool) -> None:
         super().__init__()
-        self.resblocks = nn.CellList([ResidualAttentionBlock(width, heads, quick) for _ in range(layers)])
+        self.resblocks = nn.CellList([ResidualAttentionBlock(width, heads, quick, causal) for _ in range(layers)])
 
-    def construct(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         before = x
         for block in self.resblocks:
             before = x
-            x = block(x, mask)
+            x = block(x)
         return before, x
 
 
@@ -212,16 +215,15 @@ class TextTowerB(nn.Cell):
         self.positional_embedding = Parameter(
             initializer(Normal(INIT_STD), (spec.context_length, spec.width)), name="positional_embedding"
         )
-        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, spec.activation == "quick_gelu")
+        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, spec.activation == "quick_gelu", True)
         self.ln_final = LayerNorm(spec.width)
         self.text_projection = Parameter(
             initializer(Normal(spec.width**-0.5), (spec.width, spec.projection_dim)), name="text_projection"
         )
-        self.mask = ops.causal_mask(spec.context_length)
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         x = self.token_embedding(ids) + self.positional_embedding
-        features, last = self.transformer(x, self.mask)
+        features, last = self.transformer(x)
         end = at_end(self.ln_final(last), ids, self.end_id)
         return features, mops.matmul(end, widened(self.text_projection, end))
 
@@ -234,13 +236,13 @@ class LayerBert(nn.Cell):
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
-        self.attention = SelfAttentionA(spec)
+        self.attention = SelfAttentionA(spec, causal=False)
         self.attention_norm = LayerNorm(spec.width, EPS_BERT)
         self.mlp = MLPA(spec)
         self.mlp_norm = LayerNorm(spec.width, EPS_BERT)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, mask))
+    def construct(self, x: Tensor, forbidden: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.attention(x, forbidden))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -262,11 +264,11 @@ class TextTowerBert(nn.Cell):
         self.text_projection = Dense(spec.width, spec.projection_dim, False, Normal(spec.width**-0.5))
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        mask = ((ids == self.pad_id).astype("float32") * -1e9).expand_dims(1).expand_dims(1)
+        forbidden = (ids == self.pad_id).expand_dims(1).expand_dims(1)
         x = self.token_embedding(ids) + self.position_embedding.embedding_table
         x = self.norm(x + self.segment_embedding.embedding_table[0])
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, forbidden)
         return x, self.text_projection(x[:, 0])
 
 
@@ -290,16 +292,15 @@ class ImageTower(nn.Cell):
         self.positional_embedding = Parameter(
             initializer(Normal(INIT_STD), (patches, spec.width)), name="positional_embedding"
         )
-        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, quick=True)
+        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, quick=True, causal=False)
         self.ln_post = LayerNorm(spec.width)
         self.projection = Parameter(
             initializer(Normal(spec.width**-0.5), (spec.width, spec.projection_dim)), name="projection"
         )
-        self.mask = Tensor(np.zeros((patches, patches), np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
         patches = mops.pixel_unshuffle(x, self.patch_size)
         n, channels, h, w = patches.shape
         tokens = self.patch_embedding(patches.reshape((n, channels, h * w)).transpose((0, 2, 1)))
-        _, last = self.transformer(tokens + self.positional_embedding, self.mask)
+        _, last = self.transformer(tokens + self.positional_embedding)
         return mops.matmul(self.ln_post(last).mean(1), self.projection)

@@ -1,7 +1,7 @@
 """Floor 1: the functions that Cells call where a plain operator is too slow or the back end depends on the device."""
 
 from mindpangu.ops.activation import geglu, gelu, quick_gelu, silu
-from mindpangu.ops.attention import attention, causal_mask
+from mindpangu.ops.attention import attention
 from mindpangu.ops.layer import conv2d, dense
 from mindpangu.ops.normalization import group_norm, group_norm_silu, layer_norm
 from mindpangu.ops.optimizer import adamw, muon, norm, orthogonalize
@@ -9,7 +9,6 @@ from mindpangu.ops.optimizer import adamw, muon, norm, orthogonalize
 __all__ = [
     "adamw",
     "attention",
-    "causal_mask",
     "conv2d",
     "dense",
     "geglu",

@@ -1,8 +1,8 @@
 """Scaled dot-product attention, the one function through which every net attends.
 
-The back end follows the device: on Ascend MindSpore's FlashAttentionScore or, with MINDPANGU_ASCEND_ATTENTION=mindpangu
-and where there is no mask, our AscendC kernels (neither run on an NPU by us: written from the documentation); our own
-operator on a CPU where it could be built, composed operators elsewhere.
+The back end follows the device: on Ascend MindSpore's FlashAttentionScore, our AscendC kernels or composed operators,
+see `runtime.ascend_attention` (none of them run on an NPU by us: written from the documentation); our own operator on a
+CPU where it could be built, composed operators elsewhere.
 """
 
 from __future__ import annotations
@@ -18,66 +18,96 @@ from mindpangu import runtime
 from mindpangu.ascend_kernels import flash_attention
 from mindpangu.ops import cpu
 
-
-def causal_mask(length: int) -> Tensor:
-    """(length, length) float32: 0 where a token may look (itself and before), -1e9 elsewhere."""
-    return Tensor(np.triu(np.full((length, length), -1e9, np.float32), k=1))
+WIDTHS = 16  # FlashAttentionScore takes heads whose width is a multiple of this
 
 
 @constexpr
-def _on_ascend() -> bool:
-    """Evaluated while the graph is compiled: the back end costs nothing at run time."""
-    return bool(context.get_context("device_target") == "Ascend")
+def _ascend_back_end() -> str:
+    """Evaluated while the graph is compiled: the back end costs nothing at run time. Empty on other devices."""
+    return runtime.ascend_attention() if context.get_context("device_target") == "Ascend" else ""
 
 
 @constexpr
-def _with_own_kernel() -> bool:
-    return runtime.ascend_attention() == "mindpangu"
+def _future(queries: int, keys: int) -> Tensor:
+    """(queries, keys) bool: True where a query may not look, at keys after it."""
+    return Tensor(np.triu(np.ones((queries, keys), bool), k=1))
 
 
 _kernel = constexpr(flash_attention.operator)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, scale: float, mask: Optional[Tensor] = None) -> Tensor:
-    """softmax(scale · q kᵀ + mask) v for each head.
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    heads: int,
+    scale: float,
+    causal: bool = False,
+    forbidden: Optional[Tensor] = None,
+) -> Tensor:
+    """softmax(scale · q kᵀ) v for each head.
 
     Args:
         q: (N, S, heads·D), any S.
         k, v: (N, T, heads·D), any T.
         heads: number of heads; head h owns channels h·D … (h+1)·D.
         scale: usually 1/√D.
-        mask: (S, T), or (N, 1, 1, T) for each row's own, added to the scores, or None.
+        causal: query i looks at keys 0 … i alone.
+        forbidden: (N, 1, 1, T) bool, True for the keys of a row at which none of its queries may look; None for none.
 
     Returns:
-        (N, S, heads·D), in q's dtype.
+        (N, S, heads·D), in q's dtype. On Ascend float32 is multiplied in bfloat16, as FlashAttentionScore and our
+        kernels take half and bfloat16 alone; on a CPU as `runtime.cpu_operators` says.
     """
-    if _on_ascend():
-        if mask is None and _with_own_kernel() and q.dtype != mstype.float32:
-            return _kernel()(q, k, v, heads, scale, False)[0]
-        return _flash(q, k, v, heads, scale, mask)
-    if cpu.in_use("attention") and (mask is None or mask.ndim == 2):
-        return cpu.attention()(
-            q, k, v, cpu.settings(0.0) if mask is None else mask, cpu.settings(heads, scale, cpu.bf16())
-        )
-    return _composed(q, k, v, heads, scale, mask)
+    back_end = _ascend_back_end()
+    if back_end == "mindpangu" and forbidden is None:
+        return _kernel()(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal)[0].astype(q.dtype)
+    if back_end in ("mindspore", "mindpangu"):
+        return _flash(q, k, v, heads, scale, causal, forbidden)
+    if cpu.in_use("attention") and forbidden is None:
+        return cpu.attention()(q, k, v, cpu.settings(heads, scale, causal, cpu.bf16()))
+    return _composed(q, k, v, heads, scale, causal, forbidden)
 
 
-def _composed(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Optional[Tensor]) -> Tensor:
+def _composed(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, causal: bool, forbidden: Optional[Tensor]
+) -> Tensor:
     n, s, channels = q.shape
     t, d = k.shape[1], channels // heads
     q = (q * scale).reshape((n, s, heads, d)).transpose((0, 2, 1, 3))
     k = k.reshape((n, t, heads, d)).transpose((0, 2, 1, 3))
     v = v.reshape((n, t, heads, d)).transpose((0, 2, 1, 3))
     scores = ops.BatchMatMul(transpose_b=True)(q, k)
-    if mask is not None:
-        scores = scores + mask
+    if causal:
+        scores = ops.masked_fill(scores, _future(s, t), -1e9)
+    if forbidden is not None:
+        scores = ops.masked_fill(scores, forbidden, -1e9)
     out = ops.BatchMatMul()(ops.softmax(scores, -1), v)
     return out.transpose((0, 2, 1, 3)).reshape((n, s, channels))
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Optional[Tensor]) -> Tensor:
+def _narrow(x: Tensor) -> Tensor:
+    return x.astype(mstype.bfloat16) if x.dtype == mstype.float32 else x
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, causal: bool, forbidden: Optional[Tensor]
+) -> Tensor:
     """Ascend only. FlashAttentionScore takes a boolean mask, True where attention is forbidden."""
-    forbidden = None
-    if mask is not None:
-        forbidden = ops.broadcast_to(mask < 0, (*mask.shape[:-2], q.shape[1], k.shape[1]))
-    return ops.flash_attention_score(q, k, v, heads, attn_mask=forbidden, scalar_value=scale, input_layout="BSH")
+    n, s, channels = q.shape
+    t, d = k.shape[1], channels // heads
+    mask = _future(s, t) if causal else None
+    if forbidden is not None:
+        rows = ops.broadcast_to(forbidden, (n, 1, s, t))
+        mask = rows if mask is None else ops.logical_or(rows, mask)
+    lacking = -d % WIDTHS
+
+    def wider(x: Tensor) -> Tensor:
+        heads_apart = _narrow(x).reshape((n, x.shape[1], heads, d))
+        return ops.pad(heads_apart, (0, lacking)) if lacking else heads_apart
+
+    out = ops.flash_attention_score(
+        wider(q), wider(k), wider(v), heads, attn_mask=mask, scalar_value=scale, input_layout="BSND"
+    )
+    return out[..., :d].reshape((n, s, channels)).astype(q.dtype)

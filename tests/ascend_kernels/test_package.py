@@ -139,26 +139,84 @@ def test_cmake_reads_the_project_with_stand_ins_for_canns_functions(tmp_path):
     assert "LIBRARY;cust_opapi;cust_op_proto;cust_optiling;ascendc_kernels" in done.stdout
 
 
-def test_attention_goes_to_our_kernel_where_it_is_asked_for_and_can(monkeypatch):
-    """On a pretended Ascend: with the setting, in 16 bits, without a mask; else to MindSpore's own."""
+@pytest.fixture
+def ascend(monkeypatch):
+    """ops.attention as on a pretended Ascend of the generation that `ascend.chip` names; what it narrows to is half."""
+    attention = importlib.import_module("mindpangu.ops.attention")  # the package has a function of this name
+    attention.chip = "ascend910b"
+    monkeypatch.setattr(runtime, "_ascend_chip", lambda: attention.chip)
+    monkeypatch.setattr(attention, "_ascend_back_end", runtime.ascend_attention)
+    monkeypatch.setattr(attention.mstype, "bfloat16", attention.mstype.float16)  # a CPU does not compute in bfloat16
+    yield attention
+    del attention.chip
+
+
+def test_attention_goes_to_our_kernel_where_it_is_asked_for_and_can(ascend, monkeypatch):
+    """With the setting and without a mask for each row; in 16 bits; causal where it is said. Else MindSpore's own."""
     from mindspore import Tensor
 
-    attention = importlib.import_module("mindpangu.ops.attention")  # the package has a function of this name
-    monkeypatch.setattr(attention, "_on_ascend", lambda: True)
-    monkeypatch.setattr(attention, "_kernel", lambda: lambda q, *_: (q * 0 + 2, None))
-    monkeypatch.setattr(attention, "_with_own_kernel", lambda: runtime.ascend_attention() == "mindpangu")
-    monkeypatch.setattr(attention, "_flash", lambda q, *_: q * 0 + 1)
+    seen = []
+
+    def kernel(q, k, v, heads, scale, causal):
+        seen.append((str(q.dtype), str(k.dtype), str(v.dtype), causal))
+        return q * 0 + 2, None
+
+    monkeypatch.setattr(ascend, "_kernel", lambda: kernel)
+    monkeypatch.setattr(ascend, "_flash", lambda q, *_: q * 0 + 1)
     narrow, wide = (Tensor(np.ones((1, 4, 8), dtype)) for dtype in (np.float16, np.float32))
 
-    def asked(x, mask=None):
-        return float(attention.attention(x, x, x, heads=2, scale=1.0, mask=mask).asnumpy().flat[0])
+    def asked(x, **kind):
+        out = ascend.attention(x, x, x, heads=2, scale=1.0, **kind)
+        assert out.dtype == x.dtype
+        return float(out.asnumpy().flat[0])
 
-    assert asked(narrow) == 1
+    assert asked(narrow) == asked(wide) == 1
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindpangu")
-    assert asked(narrow) == 2
-    assert asked(wide) == asked(narrow, Tensor(np.zeros((4, 4), np.float32))) == 1
+    assert asked(narrow) == asked(wide, causal=True) == 2
+    assert seen == [("Float16",) * 3 + (False,), ("Float16",) * 3 + (True,)]
+    assert asked(wide, forbidden=Tensor(np.zeros((1, 1, 1, 4), bool))) == 1
+
+
+def test_which_attention_a_chip_has(ascend, monkeypatch):
+    """The 910B MindSpore's unless told otherwise, the 910A composed operators; checked at the start, in one line."""
+    assert runtime.ascend_attention() == "mindspore"
+    runtime._check_attention()
+    ascend.chip = "ascend910"
+    assert runtime.ascend_attention() == "composed"
+    runtime._check_attention()
+    monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindspore")
+    with pytest.raises(UserError, match="=mindspore is for the 910B and later; the 910A has composed alone"):
+        runtime._check_attention()
+    ascend.chip = "ascend910b"
+    monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindpangu")
     with pytest.raises(UserError, match=r"operator package is not installed; build it with .*build.sh --install"):
-        runtime._check_kernels()
+        runtime._check_attention()
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "fast")
-    with pytest.raises(UserError, match="unknown; allowed: mindspore, mindpangu"):
+    with pytest.raises(UserError, match="unknown; allowed: mindspore, mindpangu, composed"):
         runtime.ascend_attention()
+
+
+@pytest.mark.parametrize("dim", [16, 40])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("some_forbidden", [False, True])
+def test_what_mindspores_flash_attention_is_given(ascend, monkeypatch, dim, causal, some_forbidden):
+    """With its documented meaning done in float32: the composed attention's result, from heads of a width it takes."""
+    from mindspore import Tensor, ops
+
+    def documented(q, k, v, heads, *, attn_mask, scalar_value, input_layout):
+        assert input_layout == "BSND" and q.shape[-1] % 16 == 0 and q.shape[2] == heads
+        assert str(q.dtype) == "Float16"
+        q, k, v = (x.astype("float32").transpose((0, 2, 1, 3)) for x in (q, k, v))
+        scores = ops.BatchMatMul(transpose_b=True)(q, k) * scalar_value
+        if attn_mask is not None:
+            assert attn_mask.shape in {(5, 7), (2, 1, 5, 7)} and str(attn_mask.dtype) == "Bool"
+            scores = ops.masked_fill(scores, attn_mask, -1e9)
+        return ops.BatchMatMul()(ops.softmax(scores, -1), v).transpose((0, 2, 1, 3)).astype("float16")
+
+    monkeypatch.setattr(ascend.ops, "flash_attention_score", documented)
+    rng = np.random.default_rng(dim)
+    q, k, v = (Tensor(rng.standard_normal((2, n, 3 * dim)).astype(np.float32)) for n in (5, 7, 7))
+    forbidden = Tensor(np.arange(7) > np.array([[3], [6]]))[:, None, None] if some_forbidden else None
+    out = ascend.attention(q, k, v, heads=3, scale=dim**-0.5, causal=causal, forbidden=forbidden)
+    expected = ascend._composed(q, k, v, 3, dim**-0.5, causal, forbidden)
+    np.testing.assert_allclose(out.asnumpy(), expected.asnumpy(), atol=4e-3)

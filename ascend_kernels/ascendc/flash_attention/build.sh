@@ -17,6 +17,7 @@ if [ ${#lacking[@]} -gt 0 ]; then
     exit 2
 fi
 
+unset ASCEND_CUSTOM_OPP_PATH  # packages that are installed already are not the build's business
 cmake --preset default
 cmake --build build_out --target binary package -j"$(nproc)"
 package=$(ls build_out/custom_opp_*.run)

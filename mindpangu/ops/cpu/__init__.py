@@ -137,14 +137,14 @@ def geglu() -> Any:
 @constexpr
 @cache
 def attention() -> Any:
-    """(q (N, S, C), k, v (N, T, C), mask (S, T), other shapes for none, settings {heads, scale, bf16}) -> as q."""
-    gradient = _custom("AttentionGrad", lambda q, k, v, mask, s, dout: (q, k, v), 3)
+    """(q (N, S, C), k, v (N, T, C), settings {heads, scale, causal, bf16}) -> as q."""
+    gradient = _custom("AttentionGrad", lambda q, k, v, s, dout: (q, k, v), 3)
 
-    def bprop(q, k, v, mask, s, out, dout):
-        dq, dk, dv = gradient(q, k, v, mask, s, dout)
-        return dq, dk, dv, ops.zeros_like(mask), ops.zeros_like(s)
+    def bprop(q, k, v, s, out, dout):
+        dq, dk, dv = gradient(q, k, v, s, dout)
+        return dq, dk, dv, ops.zeros_like(s)
 
-    return _custom("Attention", lambda q, k, v, mask, s: q, 1, bprop)
+    return _custom("Attention", lambda q, k, v, s: q, 1, bprop)
 
 
 @constexpr

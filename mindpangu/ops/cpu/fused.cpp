@@ -143,11 +143,11 @@ template <bool BF16> struct Head {
     int64_t s, t, d, stride, tp, dp, ld;          // ld: between rows of scores, never a multiple of 4 KB
     int64_t dw, tw;                               // words in d and t numbers
     float scale;
-    const float *mask;
+    bool causal;
     std::vector<float> q, p, k, kt, v, vt, dout, ds, dq, dk, dv, ot, packed, across_q;
-    Head(int64_t s, int64_t t, int64_t d, int64_t stride, float scale, const float *mask)
+    Head(int64_t s, int64_t t, int64_t d, int64_t stride, float scale, bool causal)
         : s(s), t(t), d(d), stride(stride), tp(padded(t, 16)), dp(padded(d, 16)), ld(tp + 16), dw((d + PER - 1) / PER),
-          tw((t + PER - 1) / PER), scale(scale), mask(mask), q(QUERIES * dw), p(QUERIES * ld), kt(dw * tp),
+          tw((t + PER - 1) / PER), scale(scale), causal(causal), q(QUERIES * dw), p(QUERIES * ld), kt(dw * tp),
           packed(BF16 ? QUERIES * ld : 0) {}
 
     // Word number j of a row of d numbers.
@@ -206,18 +206,19 @@ template <bool BF16> struct Head {
         matmul_panels<BF16>(padded(n, 4), tp, dw, q.data(), dw, kt.data(), p.data(), ld);
         for (int64_t i = 0; i < n; ++i) {
             float *row = &p[i * ld], top = -FLT_MAX, sum = 0;
-            const float *m = mask ? mask + (first + i) * t : nullptr;
-            for (int64_t j = 0; j < t; ++j) {
-                row[j] = row[j] * scale + (m ? m[j] : 0.0f);
+            const int64_t seen = causal ? std::min(t, first + i + 1) : t;
+            for (int64_t j = 0; j < seen; ++j) {
+                row[j] *= scale;
                 top = std::max(top, row[j]);
             }
 #pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < t; ++j) {
+            for (int64_t j = 0; j < seen; ++j) {
                 row[j] = std::exp(row[j] - top);
                 sum += row[j];
             }
             const float inverse = 1.0f / sum;
-            for (int64_t j = 0; j < t; ++j) row[j] *= inverse;
+            for (int64_t j = 0; j < seen; ++j) row[j] *= inverse;
+            std::fill(row + seen, row + t, 0.0f);
         }
     }
     void forward(const float *keys, const float *values, const float *queries, float *out) {
@@ -274,23 +275,22 @@ template <bool BF16> struct Head {
     }
 };
 
-// settings: {heads, scale, 1 for bfloat16 products where the CPU has them}. mask: (S, T); another shape means none.
+// settings: {heads, scale, 1 for a causal mask, 1 for bfloat16 products where the CPU has them}
 struct AttentionShape {
     int64_t n, s, t, heads, d, stride;
     float scale;
-    bool bf16;
-    const float *mask;
+    bool causal, bf16;
     AttentionShape(int64_t **shapes, void **params)
-        : n(shapes[0][0]), s(shapes[0][1]), t(shapes[1][1]), heads((int64_t)f(params[4])[0]), d(shapes[0][2] / heads),
-          stride(shapes[0][2]), scale(f(params[4])[1]),
-          bf16(HAS_BF16 && f(params[4])[2] != 0), mask(shapes[3][0] == s && shapes[3][1] == t ? f(params[3]) : nullptr) {}
+        : n(shapes[0][0]), s(shapes[0][1]), t(shapes[1][1]), heads((int64_t)f(params[3])[0]), d(shapes[0][2] / heads),
+          stride(shapes[0][2]), scale(f(params[3])[1]), causal(f(params[3])[2] != 0),
+          bf16(HAS_BF16 && f(params[3])[3] != 0) {}
     template <class Work> void each(Work work) const { bf16 ? each_with<true>(work) : each_with<false>(work); }
 
   private:
     template <bool BF16, class Work> void each_with(Work work) const {
 #pragma omp parallel
         {
-            Head<BF16> head(s, t, d, stride, scale, mask);
+            Head<BF16> head(s, t, d, stride, scale, causal);
 #pragma omp for
             for (int64_t i = 0; i < n * heads; ++i) {
                 const int64_t row = i / heads, channel = i % heads * d;
@@ -481,27 +481,26 @@ AOT(GegluGrad) {
     return 0;
 }
 
-// q (N, S, heads·D), k, v (N, T, heads·D), mask (S, T), another shape for none, settings
-// {heads, scale, bf16} -> (N, S, heads·D).
+// q (N, S, heads·D), k, v (N, T, heads·D), settings {heads, scale, causal, bf16} -> (N, S, heads·D).
 AOT(Attention) {
     (void)nparam;
     (void)ndims;
     const AttentionShape a(shapes, params);
     const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]);
-    float *out = f(params[5]);
+    float *out = f(params[4]);
     a.each([&](auto &head, int64_t at_s, int64_t at_t) {
         head.forward(k + at_t, v + at_t, q + at_s, out + at_s);
     });
     return 0;
 }
 
-// q, k, v, mask, settings, dout -> dq, dk, dv. The probabilities are computed again, block by block.
+// q, k, v, settings, dout -> dq, dk, dv. The probabilities are computed again, block by block.
 AOT(AttentionGrad) {
     (void)nparam;
     (void)ndims;
     const AttentionShape a(shapes, params);
-    const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]), *dout = f(params[5]);
-    float *dq = f(params[6]), *dk = f(params[7]), *dv = f(params[8]);
+    const float *q = f(params[0]), *k = f(params[1]), *v = f(params[2]), *dout = f(params[4]);
+    float *dq = f(params[5]), *dk = f(params[6]), *dv = f(params[7]);
     a.each([&](auto &head, int64_t at_s, int64_t at_t) {
         head.backward(k + at_t, v + at_t, q + at_s, dout + at_s, dq + at_s, dk + at_t, dv + at_t);
     });
