@@ -16,27 +16,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindpangu.checkpoint.store import whole_lines, write_atomically
-from mindpangu.data.examples import parse_size
 from mindpangu.data.shards import write as write_shard
 from mindpangu.errors import UserError
 from mindpangu.infer.files import FORMATS, encoded
-from mindpangu.infer.pipeline import Drawing, PanGuDraw
-from mindpangu.infer.request import Request, check
+from mindpangu.infer.painter import Painter, Picture
+from mindpangu.infer.pipeline import Drawing
 from mindpangu.infer.rows import Row, read_rows
-from mindpangu.infer.source import Source
 from mindpangu.parallel.ranks import Ranks
 
 PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Picture `index` of a row, and the file that it goes to."""
-
-    line: int
-    row: Row
-    index: int
-    file: str
 
 
 @dataclass(frozen=True)
@@ -73,9 +61,9 @@ class Plan:
 
 
 def make_plan(
-    prompts: Path, defaults: Mapping[str, Any], model: PanGuDraw, batch: int, suffix: str, per_shard: Optional[int]
+    prompts: Path, defaults: Mapping[str, Any], painter: Painter, batch: int, suffix: str, per_shard: Optional[int]
 ) -> Plan:
-    """Read a file of prompts, leave out what `model` cannot draw, and put alike rows together.
+    """Read a file of prompts, leave out what `painter` cannot draw, and put alike rows together.
 
     Raises:
         UserError: the file cannot be read, or an option is none.
@@ -87,13 +75,13 @@ def make_plan(
     alike: dict[tuple[Any, ...], list[Picture]] = {}
     bad: list[tuple[int, str]] = []
     taken: set[str] = set()
-    digest = hashlib.sha256(repr((model.digest, batch, suffix, per_shard)).encode())
+    digest = hashlib.sha256(repr((painter.model.digest, batch, suffix, per_shard)).encode())
     for line, row in read_rows(prompts, defaults):
-        problem = row if isinstance(row, str) else _problem(row, line, model, suffix, taken)
+        problem = row if isinstance(row, str) else _problem(row, line, painter, suffix, taken)
         if isinstance(row, str) or problem:
             bad.append((line, problem))
             continue
-        digest.update(repr((line, row)).encode())
+        digest.update(repr((line, row, painter.identity(row))).encode())
         files = row.files(line, suffix)
         taken.update(file.casefold() for file in files)
         alike.setdefault(row.shape, []).extend(Picture(line, row, index, file) for index, file in enumerate(files))
@@ -101,10 +89,10 @@ def make_plan(
     return Plan(tuple(_units(batches, per_shard)), tuple(bad), digest.hexdigest()[:16])
 
 
-def _problem(row: Row, line: int, model: PanGuDraw, suffix: str, taken: set[str]) -> str:
+def _problem(row: Row, line: int, painter: Painter, suffix: str, taken: set[str]) -> str:
     """Why a row cannot be drawn; "" where it can."""
     try:
-        check(request_of(model, [Picture(line, row, index, "") for index in range(row.n)]), model.spec)
+        painter.check([Picture(line, row, index, "") for index in range(row.n)])
     except UserError as error:
         return str(error)
     again = [file for file in row.files(line, suffix) if file.casefold() in taken]
@@ -122,34 +110,6 @@ def _units(batches: Sequence[tuple[Picture, ...]], per_shard: Optional[int]) -> 
         if sum(map(len, waiting)) >= per_shard or i == len(batches) - 1:
             yield Unit(number, tuple(waiting), f"{number:05}.tar")
             waiting, number = [], number + 1
-
-
-def request_of(model: PanGuDraw, pictures: Sequence[Picture]) -> Request:
-    """A request for pictures of alike rows. Raises: UserError where a picture to start from cannot be opened."""
-    row, spec = pictures[0].row, model.spec
-    size = row.size or spec.default_size
-    source = None
-    if row.init is not None:
-        try:
-            source = Source.open(row.init, row.mask, parse_size(size))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    return Request(
-        tuple(picture.row.prompt for picture in pictures),
-        size,
-        spec.default_guidance if row.guidance is None else row.guidance,
-        steps=row.steps,
-        styles=row.styles or spec.default_styles,
-        negative=row.negative,
-        seed=tuple(picture.row.seed for picture in pictures),
-        indices=tuple(picture.index for picture in pictures),
-        sampler=row.sampler,
-        sigmas=row.sigmas,
-        rescale=row.rescale,
-        source=source,
-        strength=row.strength,
-        batch=len(pictures),
-    )
 
 
 class Run:
@@ -177,23 +137,23 @@ class Run:
     def _whole(self, unit: Unit) -> bool:
         return all((self.out / file).is_file() for file in unit.files)
 
-    def __call__(self, model: PanGuDraw) -> Iterator[int]:
+    def __call__(self, painter: Painter) -> Iterator[int]:
         """Draw what is left; yields how many pictures each unit has, as it is finished."""
         journal = self.out / JOURNAL.format(rank=self.ranks.rank)
         if journal.exists():  # a line that was being written when the process ended goes
             write_atomically(journal, "".join(whole_lines(journal)).encode())
         with journal.open("a", encoding="utf-8") as noted:
             for unit in self.left:
-                self._finish(unit, [self._draw(model, pictures) for pictures in unit.batches])
+                self._finish(unit, [self._draw(painter, pictures) for pictures in unit.batches])
                 noted.write(json.dumps({"unit": unit.number, "pictures": unit.pictures}) + "\n")
                 noted.flush()
                 os.fsync(noted.fileno())
                 yield unit.pictures
 
-    def _draw(self, model: PanGuDraw, pictures: Sequence[Picture]) -> list[Drawing]:
+    def _draw(self, painter: Painter, pictures: Sequence[Picture]) -> list[Drawing]:
         """The drawings of a batch, which is filled up to the others' size, so that nothing is compiled for it."""
         filled = [*pictures, *[pictures[-1]] * (self.batch - len(pictures))]
-        return list(model.draw(request_of(model, filled)))[: len(pictures)]
+        return painter.draw(filled)[: len(pictures)]
 
     def _finish(self, unit: Unit, drawn: Sequence[Sequence[Drawing]]) -> None:
         pairs = [pair for pictures, drawings in zip(unit.batches, drawn) for pair in zip(pictures, drawings)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,8 +23,9 @@ from mindpangu.diffusion.schedule import SIGMA_LISTS, NoiseSchedule
 from mindpangu.diffusion.windows import Windowed
 from mindpangu.errors import UserError
 from mindpangu.infer.control import Control
-from mindpangu.infer.pipeline import Drawing, PanGuDraw, Progress, picture_noise
+from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw, Progress, StoppedError, picture_noise, tell
 from mindpangu.infer.request import Request, check
+from mindpangu.version import __version__
 
 if TYPE_CHECKING:
     from mindpangu.models.vae import AutoencoderKL
@@ -249,49 +251,83 @@ class CoopDraw:
         self,
         prompts: Sequence[str],
         *,
-        steps: int = 30,
-        seed: int = 0,
-        n: int = 1,
-        sampler: str = "euler",
-        sigmas: str = "uniform",
-        batch: int = 8,
         progress: Optional[Progress] = None,
+        on_step: Optional[OnStep] = None,
+        **options: Any,
     ) -> list[Drawing]:
-        """Draw `n` pictures of each prompt, in the output's space; the options are `Request`'s.
+        """Draw pictures of each prompt, in the output's space; see `asked` for the options.
+
+        `on_step` is `PanGuDraw`'s; while the output's member does not take part yet it is shown another's picture.
 
         Raises:
             UserError: something cannot be done as asked.
         """
         from mindspore import Tensor
 
-        model, request = self.models[self.output], self.requests[self.output]
-        request = replace(
-            request, prompts=tuple(prompts), steps=steps, seed=seed, n=n, sampler=sampler, sigmas=sigmas, batch=batch
-        )
-        check(request, model.spec)
-        levels = SIGMA_LISTS[sigmas](model.schedule, steps)
+        model, request = self.models[self.output], self.asked(prompts, **options)
+        levels = SIGMA_LISTS[request.sigmas](model.schedule, request.steps)
         drawings: list[Drawing] = []
-        for first in range(0, request.pictures, batch):
-            numbers = range(first, min(first + batch, request.pictures))
+        for first in range(0, request.pictures, request.batch):
+            numbers = range(first, min(first + request.batch, request.pictures))
             starts = [request.start_of(number) for number in numbers]
 
             def noise(i: int, draw: int, starts: Sequence[tuple[int, str, int]] = starts) -> Any:
                 own = 0 if i == self.output or (self.config.one_noise and draw == 0) else (i + 1) * MEMBER_DRAWS
                 return Tensor(np.stack([picture_noise(*start, own + draw, self.shapes[i]) for start in starts]))
 
-            def report(state: dict, done: int = first * steps, size: int = len(numbers)) -> None:
+            def report(state: dict, first: int = first, size: int = len(numbers)) -> None:
                 if progress is not None:
-                    progress(done + (state["step"] + 1) * size, request.pictures * steps)
+                    progress(first * request.steps + (state["step"] + 1) * size, request.pictures * request.steps)
+                shown = self.output if self.output in state["drawn"] else state["drawn"][0]
+                denoised = state["denoised"].parts[state["drawn"].index(shown)]
+                tell(on_step, {**state, "denoised": denoised, "decode": self.models[shown].vae.decode})
 
             coop = self._coop([prompt for _, prompt, _ in starts], numbers)
-            latents = walk(SAMPLERS[sampler], coop, levels, self.output, noise, report)
-            pictures = to_pictures(model.vae.decode(latents).asnumpy())
-            for start, picture, latent in zip(starts, pictures, latents.asnumpy()):
-                settings = {"steps": steps, "sampler": sampler, "sigmas": sigmas, **self._settings(*start)}
+            decode, stopped = model.vae.decode, {}
+            try:
+                latents = walk(SAMPLERS[request.sampler], coop, levels, self.output, noise, report)
+            except StoppedError as early:
+                latents, decode = early.state["denoised"], early.state["decode"]
+                stopped = {"stopped_after": early.state["step"] + 1}
+            pictures = to_pictures(decode(latents).asnumpy())
+            for number, start, picture, latent in zip(numbers, starts, pictures, latents.asnumpy()):
+                settings = {**self._settings(request, number), "batch": len(numbers), **stopped}
                 drawings.append(Drawing(Image.fromarray(picture), start[1], start[2], settings, latent))
         return drawings
 
-    def look_at(self, lines: Sequence[Image.Image]) -> None:
+    def asked(self, prompts: Sequence[str], **options: Any) -> Request:
+        """What the output's member is asked for. The options are those of `Request`'s fields that no recipe sets:
+        steps, seed, indices, n, sampler, sigmas, batch.
+
+        Raises:
+            UserError: something cannot be done as asked.
+        """
+        seed = options.get("seed", 0)
+        given = {**options, "prompts": tuple(prompts), "seed": seed if isinstance(seed, int) else tuple(seed)}
+        request = replace(self.requests[self.output], **given)
+        check(request, self.models[self.output].spec)
+        return request
+
+    @property
+    def looks(self) -> bool:
+        """Whether a member has a ControlNet, and so a picture to look at."""
+        return any(request.controls for request in self.requests)
+
+    @property
+    def digest(self) -> str:
+        """What tells recipes apart: the members' weights, those of their ControlNets and bridges, and who does what."""
+        folders = [one.net / "controlnet.safetensors" for m in self.config.members.values() for one in m.controls]
+        rows = self.config.weights.values()
+        folders += [one.bridge / "bridge.safetensors" for row in rows for one in row.values() if one.bridge]
+        cards = [read_card(zoo.locate(folder.parent) / folder.name) for folder in folders]
+        content = repr((dump(self.config), [model.digest for model in self.models], cards))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def weigh(self, weights: dict[str, dict[str, Influence]]) -> None:
+        """Have the same members draw with other influences. Raises: ValueError where they are none."""
+        self.config = replace(self.config, weights=weights)
+
+    def look_at(self, lines: Sequence[Union[Path, Image.Image]]) -> None:
         """Have the controls look at other pictures, one for each that is to be drawn. Raises: UserError."""
         self.requests = [
             replace(request, controls=tuple(one.looking_at(lines) for one in request.controls))
@@ -349,9 +385,24 @@ class CoopDraw:
         same = cards[0].get("sha256", cards[0].get("shards")) == cards[1].get("sha256", cards[1].get("shards"))
         return same and self.sides[j] == self.sides[i]
 
-    def _settings(self, seed: int, prompt: str, index: int) -> dict[str, Any]:
-        controls = {n: [c.settings for c in r.controls] for n, r in zip(self.names, self.requests) if r.controls}
-        return {"coop": dump(self.config), "controls": controls, "prompt": prompt, "seed": seed, "index": index}
+    def _settings(self, request: Request, number: int) -> dict[str, Any]:
+        seed, prompt, index = request.start_of(number)
+        own = range(number, number + 1)
+        controls = {n: [c.of(own).settings for c in r.controls] for n, r in zip(self.names, self.requests)}
+        return {
+            "model": " + ".join(dict.fromkeys(model.spec.name for model in self.models)),
+            "digest": self.digest,
+            "version": __version__,
+            "prompt": prompt,
+            "seed": seed,
+            "index": index,
+            "size": "{}x{}".format(*self.sides[self.output]),
+            "steps": request.steps,
+            "sampler": request.sampler,
+            "sigmas": request.sigmas,
+            "coop": dump(self.config),
+            "controls": {name: looked for name, looked in controls.items() if looked},
+        }
 
 
 def _latent_model(name: str, device: str) -> PanGuDraw:

@@ -196,7 +196,8 @@ class PanGuDraw:
         """Draw `n` pictures of each prompt; options are `Request`'s fields. progress(done, total) counts steps.
 
         on_step(state) is called at each step of a batch of pictures with the samplers' {"step", "steps", "sigma", "x",
-        "denoised"}; where it returns False the batch ends there, with what is predicted by then.
+        "denoised"} and "decode", see `predicted`; where it returns False the batch ends there, with what is predicted
+        by then, and the settings say so ("stopped_after").
 
         Returns:
             A list of Drawings, prompt by prompt.
@@ -236,13 +237,18 @@ class PanGuDraw:
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         for number, batch in enumerate(batches):
-            latents = self._denoise(request, batch, partial(_report, progress, on_step, number, len(batches)))
+            report = partial(_report, progress, on_step, number, len(batches), decode)
+            stopped: dict[str, int] = {}
+            try:
+                latents = self._denoise(request, batch, report)
+            except StoppedError as early:
+                latents, stopped = early.state["denoised"], {"stopped_after": early.state["step"] + 1}
             pictures = to_pictures(decode(latents).asnumpy())
             for one, picture, latent in zip(batch, pictures, latents.asnumpy()):
                 if request.source is not None:
                     picture = request.source.keep_rest(picture)  # noqa: PLW2901
                 seed, prompt, index = request.start_of(one)
-                settings = {**self._settings(request, seed, prompt, index), "batch": len(batch)}
+                settings = {**self._settings(request, seed, prompt, index), "batch": len(batch), **stopped}
                 yield Drawing(Image.fromarray(picture), prompt, index, settings, latent)
 
     def _check_latents(self, request: Request) -> None:
@@ -344,16 +350,13 @@ class PanGuDraw:
             known = self.vae.encode(Tensor(to_model([request.source.picture])))
             denoiser = Inpainted(denoiser, known, Tensor(request.source.latent_mask(factor)))
             start = known + noise(0) * float(sigmas[0])
-        try:
-            return SAMPLERS[request.sampler](
-                lambda x, sigma: denoiser(x, sigma, ()),
-                start,
-                sigmas,
-                noise=lambda step: noise(step + 1),
-                callback=on_step,
-            )
-        except _StoppedError as stopped:
-            return stopped.denoised
+        return SAMPLERS[request.sampler](
+            lambda x, sigma: denoiser(x, sigma, ()),
+            start,
+            sigmas,
+            noise=lambda step: noise(step + 1),
+            callback=on_step,
+        )
 
     def _settings(self, request: Request, seed: int, prompt: str, index: int) -> dict[str, Any]:
         shown = {key: value for key, value in vars(request).items() if key not in KEPT_OUT}
@@ -379,16 +382,28 @@ class PanGuDraw:
         }
 
 
-class _StoppedError(Exception):
-    """A callback asked to stop here; `denoised` is the clean latent as predicted by then."""
+class StoppedError(Exception):
+    """`on_step` asked to stop at this state."""
 
-    def __init__(self, denoised: Any) -> None:
+    def __init__(self, state: dict) -> None:
         super().__init__()
-        self.denoised = denoised
+        self.state = state
 
 
-def _report(progress: Optional[Progress], on_step: Optional[OnStep], batch: int, batches: int, state: dict) -> None:
+def predicted(state: dict) -> list[Image.Image]:
+    """What a state that `on_step` is given promises: the pictures of the clean latents as predicted by then."""
+    return [Image.fromarray(picture) for picture in to_pictures(state["decode"](state["denoised"]).asnumpy())]
+
+
+def tell(on_step: Optional[OnStep], state: dict) -> None:
+    """Raises: StoppedError where `on_step` asks to stop."""
+    if on_step is not None and on_step(state) is False:
+        raise StoppedError(state)
+
+
+def _report(
+    progress: Optional[Progress], on_step: Optional[OnStep], batch: int, batches: int, decode: Callable, state: dict
+) -> None:
     if progress is not None:
         progress(batch * state["steps"] + state["step"] + 1, batches * state["steps"])
-    if on_step is not None and on_step(state) is False:
-        raise _StoppedError(state["denoised"])
+    tell(on_step, {**state, "decode": decode})

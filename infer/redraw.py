@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,5 +38,13 @@ def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
         )
     together = int(settings.get("batch", 1))
     options = {key: settings[key] for key in OPTIONS if key in settings}
+    end = settings.get("stopped_after", math.inf)
     seeds, indices = (int(settings["seed"]),) * together, (int(settings["index"]),) * together
-    return model([settings["prompt"]] * together, seed=seeds, indices=indices, batch=together, **options)[0]
+    return model(
+        [settings["prompt"]] * together,
+        seed=seeds,
+        indices=indices,
+        batch=together,
+        on_step=lambda state: state["step"] + 1 < end,
+        **options,
+    )[0]

@@ -15,14 +15,20 @@ from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.infer.files import FORMATS
 
-WORDS = ("prompt", "negative", "file", "init", "mask")  # columns of a table that are text whatever they look like
+# Columns of a table that are text whatever they look like.
+WORDS = ("prompt", "negative", "file", "init", "mask", "coop", "line")
+OF_MEMBERS = ("size", "guidance", "styles", "negative", "rescale", "init", "strength")  # what a recipe says itself
 MAX_N, MAX_NAME = 10_000, 200
 KINDS = (".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a row asks for; the options are `generate`'s. `file`: where its picture goes, below the output folder."""
+    """What a row asks for; the options are `generate`'s.
+
+    `file`: where its picture goes, below the output folder; `coop`: a recipe of several models (configs/infer/), which
+    then says what the members are asked for; `line`: the picture that their ControlNets look at.
+    """
 
     prompt: str
     file: Optional[str] = None
@@ -39,6 +45,8 @@ class Row:
     init: Optional[Path] = None
     mask: Optional[Path] = None
     strength: float = 0.6
+    coop: Optional[Path] = None
+    line: Optional[Path] = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_N:
@@ -58,6 +66,11 @@ class Row:
                 raise ValueError(f"file {self.file!r}: a folder is named like a picture")
         if self.mask is not None and self.init is None:
             raise ValueError("mask needs init, the picture that it belongs to")
+        if self.line is not None and self.coop is None:
+            raise ValueError("line needs coop, the recipe whose members look at it")
+        theirs = [key for key in OF_MEMBERS if self.coop is not None and getattr(self, key) != getattr(Row, key, {})]
+        if theirs:
+            raise ValueError(f"{theirs[0]} does not go with coop; the recipe says what its members are asked for")
 
     @property
     def place(self) -> PurePosixPath:
@@ -66,8 +79,8 @@ class Row:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What rows that are drawn together have in common: everything but prompt, file, n and seed."""
-        own = ("prompt", "file", "n", "seed")
+        """What rows that are drawn together have in common: everything but prompt, file, n, seed and line."""
+        own = ("prompt", "file", "n", "seed", "line")
         return tuple(sorted((key, repr(value)) for key, value in vars(self).items() if key not in own))
 
     def files(self, line: int, suffix: str) -> list[str]:

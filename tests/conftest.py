@@ -91,6 +91,29 @@ def model_folder(runs, tmp_path_factory) -> Path:
     return folder / "tiny"
 
 
+@pytest.fixture(scope="session")
+def line_model(line_runs, tmp_path_factory) -> Path:
+    """A tiny model that knows no words, with a ControlNet for line drawings."""
+    from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
+    from mindpangu.cli.zoo import pack
+
+    folder = tmp_path_factory.mktemp("line")
+    spec = folder / "line.yaml"
+    spec.write_text(
+        "{name: line, sizes: {32x32: 0}, experts: {unet: 0}, towers: [], told: none, prediction: v,"
+        " default_size: 32x32, default_guidance: 1, schedule: {kind: cosine}}",
+        encoding="utf-8",
+    )
+    steered = load_tensors(line_runs / "control" / "controlnet.safetensors")
+    rng = np.random.default_rng(0)
+    steered = {k: (v + 0.3 * rng.standard_normal(v.shape)).astype(np.float16) for k, v in steered.items()}
+    card = read_card(line_runs / "control" / "controlnet.safetensors")
+    save_checkpoint(folder / "controlnet.safetensors", steered, card)
+    parts = [f"vae={line_runs / 'vae' / 'vae'}", f"unet={line_runs / 'base' / 'unet'}"]
+    pack(spec=spec, part=[*parts, f"controlnet={folder / 'controlnet'}"], out=folder / "line", override=[])
+    return folder / "line"
+
+
 @pytest.fixture()
 def uncompiled():
     """A test without graphs."""

@@ -26,8 +26,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UserError(
-                f"{folder}: process {file.read().strip() or 'unknown'} is training there; wait for it, or choose "
-                "another output_dir"
+                f"{folder}: process {file.read().strip() or 'unknown'} is writing there; wait for it, or choose "
+                "another folder"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

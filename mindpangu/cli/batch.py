@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from tqdm import tqdm
 
 from mindpangu.cli.generate import DEFAULT_MODEL, check_writable
 from mindpangu.config import put
+
+if TYPE_CHECKING:
+    from mindpangu.infer.batch import Run
+    from mindpangu.infer.painter import Painter
 
 BAD_ROWS = 3  # exit code: everything is drawn but what errors.jsonl lists
 
@@ -30,8 +35,9 @@ def batch(
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:
     """Draw a file of prompts; under msrun, by several processes. Exit code 3: some rows could not be drawn."""
-    from mindpangu.checkpoint.store import write_atomically
-    from mindpangu.infer.batch import ERRORS, Run, make_plan
+    from mindpangu.checkpoint.lock import only_writer
+    from mindpangu.infer.batch import Run, make_plan
+    from mindpangu.infer.painter import Painter
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.parallel.ranks import join
 
@@ -39,15 +45,26 @@ def batch(
     defaults: dict[str, Any] = {}
     for text in set_:
         put(defaults, text)
-    pipeline = PanGuDraw.from_pretrained(model, device)
+    painter = Painter(PanGuDraw.from_pretrained(model, device), model, device)
     ranks = join()
-    plan = make_plan(prompts, defaults, pipeline, batch_size, f".{form}", per_shard if shards else None)
-    run = Run(plan, out, batch_size, ranks)
+    plan = make_plan(prompts, defaults, painter, batch_size, f".{form}", per_shard if shards else None)
+    with only_writer(out) if ranks.first else nullcontext():
+        _draw(Run(plan, out, batch_size, ranks), painter)
+    if plan.bad:
+        raise typer.Exit(BAD_ROWS)
+
+
+def _draw(run: Run, painter: Painter) -> None:
+    """Draw what is left, with progress, and write the summary."""
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.infer.batch import ERRORS
+
+    plan, out, ranks = run.plan, run.out, run.ranks
     ranks.wait()
     started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
     with tqdm(total=run.done + mine, initial=run.done, unit="picture", disable=not ranks.first) as bar:
         bar.set_postfix(bad_rows=len(plan.bad))
-        for count in run(pipeline):
+        for count in run(painter):
             bar.update(count)
     ranks.wait()
     if ranks.first:
@@ -65,5 +82,3 @@ def batch(
         write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
         print(f"{plan.pictures} pictures in {out}", end="")
         print(f"; {len(plan.bad)} rows could not be drawn: {out / ERRORS}" if plan.bad else "")
-    if plan.bad:
-        raise typer.Exit(BAD_ROWS)

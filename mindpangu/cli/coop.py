@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mindpangu.cli.generate import check_writable
 from mindpangu.diffusion import SAMPLERS
+from mindpangu.errors import UserError
 
 
 def coop(
@@ -36,6 +37,8 @@ def coop(
     from mindpangu.infer.files import save_drawings
 
     together = CoopDraw(load(config, CoopConfig, override), line, device)
+    if line is not None and not together.looks:
+        raise UserError(f"--line {line}: no member of {config} looks at a picture; leave it out")
     with tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:

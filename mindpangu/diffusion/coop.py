@@ -135,6 +135,7 @@ def walk(
     """Draw the picture of member `output` with the others' help: its clean latent.
 
     noise(member, 0) starts a member, noise(member, 1) is what it wakes with, later numbers are the sampler's.
+    The callback's states have the members' numbers besides: "drawn", in the order of the `Latents`.
     """
     plan, top = stages(coop.weights, sigmas, output), float(sigmas[0])
     states = {i: noise(i, 0) * float(np.sqrt(1 + top**2)) for i in plan[0].drawn}
@@ -144,7 +145,8 @@ def walk(
 
         def report(state: dict, stage: Stage = stage) -> None:
             if callback is not None:
-                callback({**state, "step": stage.first + state["step"], "steps": len(sigmas) - 1})
+                here = {"step": stage.first + state["step"], "steps": len(sigmas) - 1, "drawn": stage.drawn}
+                callback({**state, **here})
 
         now = Coop(coop.members, coop.bridges, coop.weights, stage.drawn)
         out = sampler(

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
 from mindpangu.infer.batch import Run, finished, make_plan
 from mindpangu.infer.files import encoded, read_settings
+from mindpangu.infer.painter import Painter
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.rows import Row, read_rows
 from mindpangu.parallel.ranks import Ranks
@@ -36,14 +37,19 @@ def model(model_folder):
     return PanGuDraw.from_pretrained(str(model_folder))
 
 
+@pytest.fixture(scope="module")
+def painter(model):
+    return Painter(model, "tiny")
+
+
 def written(folder, rows, name="prompts.jsonl"):
     path = folder / name
     path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
     return path
 
 
-def planned(path, model, suffix=".png", per_shard=None):
-    return make_plan(path, DEFAULTS, model, 2, suffix, per_shard)
+def planned(path, painter, suffix=".png", per_shard=None):
+    return make_plan(path, DEFAULTS, painter, 2, suffix, per_shard)
 
 
 def contents(folder):
@@ -55,14 +61,14 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def quiet(model, tmp_path_factory):
+def quiet(painter, tmp_path_factory):
     """The rows, and what an undisturbed run draws of them."""
     from tests.conftest import without_graphs
 
     folder = tmp_path_factory.mktemp("quiet")
     path, out = written(folder, ROWS), folder / "out"
     with without_graphs():
-        assert sum(Run(planned(path, model), out, 2, Ranks())(model)) == 7
+        assert sum(Run(planned(path, painter), out, 2, Ranks())(painter)) == 7
     return path, contents(out)
 
 
@@ -82,20 +88,20 @@ def test_each_picture_is_what_generate_draws_of_its_seed(quiet, model, uncompile
             assert json.loads(picture.info["mindpangu"])["index"] == index
 
 
-def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, model, tmp_path, uncompiled, monkeypatch):
+def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, painter, tmp_path, uncompiled, monkeypatch):
     """A kill is an exception out of any write, also in the middle of a journal's line; ranks change between."""
     from mindpangu.infer import batch
 
     path, wanted = quiet
-    plan, out, rng = planned(path, model), tmp_path / "out", random.Random(1)
+    plan, out, rng = planned(path, painter), tmp_path / "out", random.Random(1)
     drawn = []
-    real = batch.request_of
+    real = painter.draw
 
-    def counted(model, pictures):
+    def counted(pictures):
         drawn.append(pictures[0].file)
-        return real(model, pictures)
+        return real(pictures)
 
-    monkeypatch.setattr(batch, "request_of", counted)
+    monkeypatch.setattr(painter, "draw", counted)
     write = batch.write_atomically
     kills = 0
     while True:
@@ -115,7 +121,7 @@ def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, mode
                 before = finished(out)
                 run = Run(plan, out, 2, Ranks(rank, ranks))
                 assert not before & {unit.number for unit in run.left}  # nothing that was finished is drawn again
-                for _ in run(model):
+                for _ in run(painter):
                     pass
         except KeyboardInterrupt:
             kills += 1
@@ -132,10 +138,10 @@ def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, mode
     assert len(finished(out)) == len(plan.units)
 
 
-def test_shards_hold_the_same_pictures_ready_for_training(quiet, model, tmp_path, uncompiled):
+def test_shards_hold_the_same_pictures_ready_for_training(quiet, painter, tmp_path, uncompiled):
     path, wanted = quiet
-    plan = planned(path, model, per_shard=3)
-    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(model)) == 7
+    plan = planned(path, painter, per_shard=3)
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(painter)) == 7
     shards = [Shard(one) for one in sorted((tmp_path / "out").glob("*.tar"))]
     samples = [shard.read(entry) for shard in shards for entry in shard.entries]
     assert len(shards) == len(plan.units)
@@ -144,7 +150,7 @@ def test_shards_hold_the_same_pictures_ready_for_training(quiet, model, tmp_path
     assert len(wanted) == len(samples)
 
 
-def test_bad_rows_are_listed_and_the_rest_is_drawn(model, tmp_path, uncompiled):
+def test_bad_rows_are_listed_and_the_rest_is_drawn(painter, tmp_path, uncompiled):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = [
         {"prompt": "a fox"},
@@ -162,7 +168,7 @@ def test_bad_rows_are_listed_and_the_rest_is_drawn(model, tmp_path, uncompiled):
         {"prompt": "a", "styles": {"cubist": 1.0}},
         ["a"],
     ]
-    plan = planned(written(tmp_path, rows), model)
+    plan = planned(written(tmp_path, rows), painter)
     assert [line for line, _ in plan.bad] == list(range(2, 15))
     reasons = dict(plan.bad)
     for line, words in {
@@ -171,16 +177,97 @@ def test_bad_rows_are_listed_and_the_rest_is_drawn(model, tmp_path, uncompiled):
         11: "n is 0", 12: "another row's already", 13: "style 'cubist' is unknown", 14: "not an object",
     }.items():  # fmt: skip
         assert words in reasons[line], reasons[line]
-    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(model)) == 1
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(painter)) == 1
     listed = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
     assert [one["line"] for one in listed] == list(range(2, 15))
     assert {p.name for p in tmp_path.iterdir()} == {"out", "broken.png", "prompts.jsonl"}
 
 
-def test_a_folder_holds_one_run(model, tmp_path):
-    first = planned(written(tmp_path, ROWS[:1]), model)
+@pytest.fixture(scope="module")
+def recipe(model_folder, line_model, tmp_path_factory):
+    """A recipe's file, and two drawings for its ControlNet."""
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "text_line.yaml"
+    path.write_text(
+        f"members:\n  text: {{model: '{model_folder}'}}\n"
+        f"  line: {{model: '{line_model}', controls: [{{net: '{line_model}', lines: true}}]}}\n"
+        "output: text\nweights: {text: {line: {share: 0.5}}}\n",
+        encoding="utf-8",
+    )
+    for name, box in (("round", (4, 4, 28, 28)), ("flat", (2, 14, 30, 18))):
+        picture = Image.new("L", (32, 32), 255)
+        ImageDraw.Draw(picture).ellipse(box, outline=0, width=2)
+        picture.save(folder / f"{name}.png")
+    return path
+
+
+def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, painter, tmp_path, uncompiled):
+    """Rows of one recipe are drawn together, each looking at its own drawing; each is what `coop` draws alone."""
+    from mindpangu.config import load
+    from mindpangu.infer.coop import CoopConfig, CoopDraw
+
+    lines = {name: str(recipe.parent / f"{name}.png") for name in ("round", "flat")}
+    rows = [
+        {"prompt": "a fox", "coop": str(recipe), "line": lines["round"], "seed": 3},
+        {"prompt": "a bus"},
+        {"prompt": "a fox", "coop": str(recipe), "line": lines["flat"], "seed": 3},
+        {"prompt": "a fox", "coop": str(recipe)},
+        {"prompt": "a fox", "coop": str(recipe), "line": lines["flat"], "guidance": 2},
+        {"prompt": "a fox", "line": lines["flat"]},
+        {"prompt": "a fox", "coop": str(recipe), "line": str(recipe)},
+        {"prompt": "a fox", "coop": str(tmp_path / "none.yaml"), "line": lines["flat"]},
+    ]
+    plan = planned(written(tmp_path, rows), Painter(painter.model, str(model_folder)))
+    assert [(line, reason.split("; ")[-1]) for line, reason in plan.bad] == [
+        (4, f"{recipe}: a member looks at a picture: name it in the column line"),
+        (5, "the recipe says what its members are asked for"),
+        (6, "line 6: line needs coop, the recipe whose members look at it"),
+        (7, plan.bad[3][1]),
+        (8, plan.bad[4][1]),
+    ]
+    assert "not a readable picture" in plan.bad[3][1] and "none.yaml" in plan.bad[4][1]
+    assert [[picture.file for batch in unit.batches for picture in batch] for unit in plan.units] == [
+        ["0000001.png", "0000003.png"], ["0000002.png"],
+    ]  # fmt: skip
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(Painter(painter.model, str(model_folder)))) == 3
+    for name, file in (("round", "0000001.png"), ("flat", "0000003.png")):
+        together = CoopDraw(load(recipe, CoopConfig), lines[name], models={str(model_folder): painter.model})
+        alone = together(["a fox"], seed=3, steps=1)[0]
+        with Image.open(tmp_path / "out" / file) as picture:
+            assert np.abs(np.asarray(picture, int) - np.asarray(alone.image, int)).max() <= 1
+        settings = read_settings(tmp_path / "out" / file)
+        assert settings["controls"] == alone.settings["controls"] and settings["digest"] == alone.settings["digest"]
+        assert settings["model"] == "tiny + line" and settings["size"] == "32x32"
+    changed = recipe.read_text(encoding="utf-8").replace("0.5", "0.4")
+    other = tmp_path / "other" / recipe.name
+    other.parent.mkdir()
+    other.write_text(changed, encoding="utf-8")
+    digests = [
+        planned(written(tmp_path, [{**rows[0], "coop": str(path)}], "one.jsonl"), painter).digest
+        for path in (recipe, other)
+    ]
+    assert digests[0] != digests[1]  # a recipe that changed makes another run
+
+
+def test_one_run_at_a_time_writes_a_folder(model_folder, tmp_path):
+    """Without msrun too: the second one ends in one line, and the first goes on."""
+    from typer.testing import CliRunner
+
+    from mindpangu.checkpoint.lock import only_writer
+    from mindpangu.cli.main import app
+
+    (tmp_path / "out").mkdir()
+    with only_writer(tmp_path / "out"):
+        arguments = [str(written(tmp_path, ROWS[:1])), "--model", str(model_folder), "--out", str(tmp_path / "out")]
+        done = CliRunner().invoke(app, ["batch", *arguments])
+    assert isinstance(done.exception, UserError) and "is writing there; wait for it" in str(done.exception)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_folder_holds_one_run(painter, tmp_path):
+    first = planned(written(tmp_path, ROWS[:1]), painter)
     Run(first, tmp_path / "out", 2, Ranks())
-    other = planned(written(tmp_path, ROWS[:2], "other.jsonl"), model)
+    other = planned(written(tmp_path, ROWS[:2], "other.jsonl"), painter)
     with pytest.raises(UserError, match="holds a run of other prompts"):
         Run(other, tmp_path / "out", 2, Ranks())
 
@@ -218,7 +305,7 @@ def test_no_row_is_fatal(tmp_path_factory, data, suffix):
         assert "\n" not in str(error)
 
 
-def test_five_hundred_strange_rows_none_fatal(model, tmp_path, uncompiled):
+def test_five_hundred_strange_rows_none_fatal(painter, tmp_path, uncompiled):
     """Each is planned or listed, and what is planned can be drawn."""
     rng = random.Random(4)
     strange = [
@@ -228,6 +315,8 @@ def test_five_hundred_strange_rows_none_fatal(model, tmp_path, uncompiled):
         "9x9", "euler", "karras", str(tmp_path), str(tmp_path / "absent.png"),
     ]  # fmt: skip
     keys = [
+        "coop",
+        "line",
         "file",
         "n",
         "seed",
@@ -247,7 +336,7 @@ def test_five_hundred_strange_rows_none_fatal(model, tmp_path, uncompiled):
         rows.append({"prompt": rng.choice(["a fox", "a fox", *strange]), **row})
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    plan = planned(path, model)
+    plan = planned(path, painter)
     drawn = {picture.line for unit in plan.units for batch in unit.batches for picture in batch}
     assert sorted({line for line, _ in plan.bad} | drawn) == list(range(1, 501))
     assert len(drawn) > 50

@@ -9,7 +9,7 @@ from PIL import Image
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopConfig, CoopDraw, ImageBridge, Influence, Reused
-from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.infer.pipeline import PanGuDraw, predicted
 from mindpangu.models.bridge import resampling
 
 PROMPTS = ["a red bus", "一只狐狸"]
@@ -64,6 +64,23 @@ def test_pictures_do_not_depend_on_the_batch(model_folder, uncompiled):
     np.testing.assert_allclose(latents(drawn), latents(coop(PROMPTS, steps=4, n=2)), atol=1e-4)
     assert seen[-1] == (16, 16) and seen == sorted(seen)
     assert drawn[0].settings["coop"]["weights"]["wide"]["small"]["above"] == 500
+
+
+def test_a_seed_for_each_picture_is_what_that_seed_draws(model_folder, uncompiled):
+    coop = together(model_folder, {"wide": {"small": {"share": 0.5}}})
+    each = coop(["a fox"] * 2, steps=2, seed=(7, 7), indices=(1, 0), batch=2)
+    one = coop(["a fox"], steps=2, seed=7, n=2)
+    np.testing.assert_allclose(latents(each), latents(one)[::-1], atol=1e-5)
+
+
+def test_a_callback_sees_the_picture_that_is_drawn_and_can_stop(model_folder, uncompiled):
+    """While the output sleeps, the picture of the member that will wake it, which is smaller."""
+    coop = together(model_folder, {"wide": {"small": {"share": 1.0, "above": 500}}})
+    seen = []
+    coop(["a fox"], steps=4, on_step=lambda state: seen.append((state["step"], predicted(state)[0].size)))
+    assert seen == [(0, (32, 32)), (1, (32, 32)), (2, (48, 32)), (3, (48, 32))]
+    stopped = coop(["a fox"], steps=4, on_step=lambda state: state["step"] < 2)[0]
+    assert stopped.settings["stopped_after"] == 3 and stopped.image.size == (48, 32)
 
 
 def test_the_image_bridge_decodes_resizes_and_encodes(pipeline):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mindpangu import runtime
-from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint, save_tensors
+from mindpangu.checkpoint.store import save_checkpoint, save_tensors
 from mindpangu.config import load, parse
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopConfig, CoopDraw
@@ -94,29 +94,6 @@ def test_recipes_for_real_checkpoints(folders, drawing, uncompiled, recipe):
     assert np.isfinite(drawn.latents).all()
     alone = CoopDraw(replace(config, members=members, weights={}), drawing)(["a fox"], steps=3, seed=1)[0]
     assert np.abs(drawn.latents - alone.latents).max() > 1e-3
-
-
-def packed_line_model(runs, folder):
-    from mindpangu.cli.zoo import pack
-
-    spec = folder / "line.yaml"
-    spec.write_text(
-        "{name: line, sizes: {32x32: 0}, experts: {unet: 0}, towers: [], told: none, prediction: v,"
-        " default_size: 32x32, default_guidance: 1, schedule: {kind: cosine}}",
-        encoding="utf-8",
-    )
-    steered = load_tensors(runs / "control" / "controlnet.safetensors")
-    rng = np.random.default_rng(0)
-    steered = {k: (v + 0.3 * rng.standard_normal(v.shape)).astype(np.float16) for k, v in steered.items()}
-    save_checkpoint(folder / "controlnet.safetensors", steered, read_card(runs / "control" / "controlnet.safetensors"))
-    parts = [f"vae={runs / 'vae' / 'vae'}", f"unet={runs / 'base' / 'unet'}", f"controlnet={folder / 'controlnet'}"]
-    pack(spec=spec, part=parts, out=folder / "line", override=[])
-    return folder / "line"
-
-
-@pytest.fixture(scope="module")
-def line_model(line_runs, tmp_path_factory):
-    return packed_line_model(line_runs, tmp_path_factory.mktemp("line"))
 
 
 def words_and_lines(model_folder, line_model, **changes):

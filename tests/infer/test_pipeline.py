@@ -8,6 +8,7 @@ import pytest
 from mindpangu.errors import UserError
 from mindpangu.infer.files import contact_sheet, read_settings, save_drawing
 from mindpangu.infer.pipeline import PanGuDraw, picture_noise
+from mindpangu.infer.redraw import redraw
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,8 @@ def test_a_callback_sees_every_step_and_can_stop(pipeline):
     early = []
     pipeline("a fox", steps=4, on_step=lambda state: early.append(state["denoised"].asnumpy()[0]))
     np.testing.assert_array_equal(stopped.latents, early[1])
+    assert stopped.settings["stopped_after"] == 2 and "stopped_after" not in whole.settings
+    np.testing.assert_array_equal(redraw(pipeline, stopped.settings).latents, stopped.latents)
     assert not np.array_equal(np.asarray(whole.image), np.asarray(stopped.image))
 
 
