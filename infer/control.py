@@ -84,6 +84,13 @@ class Control:
         return self if self.picture.ndim == 3 else replace(self, picture=self.picture[numbers.start : numbers.stop])
 
 
+def stand_in() -> Image.Image:
+    """A drawing of one dot, for ControlNets that are to look at others later."""
+    picture = Image.new("RGB", (8, 8), "white")
+    picture.putpixel((4, 4), (0, 0, 0))
+    return picture
+
+
 def fitted(picture: Union[Path, Image.Image], size: tuple[int, int], lines: bool) -> np.ndarray:
     """What a ControlNet sees of a picture at (width, height), (H, W, 3) uint8. Raises: UserError."""
     return read_lines(picture, size) if lines else Source.open(picture, None, size).picture

@@ -23,8 +23,10 @@ class Source:
     mask: Optional[np.ndarray] = None
 
     @classmethod
-    def open(cls, picture: Union[Path, Image.Image], mask: Optional[Path], size: tuple[int, int]) -> Source:
-        """Both files at (width, height): scaled to cover it, cut evenly, on white where transparent.
+    def open(
+        cls, picture: Union[Path, Image.Image], mask: Optional[Union[Path, Image.Image]], size: tuple[int, int]
+    ) -> Source:
+        """Both at (width, height): scaled to cover it, cut evenly, on white where transparent.
 
         A mask is light where to draw anew; it is fitted as the picture is.
 
@@ -35,7 +37,7 @@ class Source:
         fitted = np.asarray(ImageOps.fit(opened, size, Image.Resampling.LANCZOS))
         if mask is None:
             return cls(fitted)
-        light = _open(mask)
+        light = mask if isinstance(mask, Image.Image) else _open(mask)
         if light.width * opened.height != light.height * opened.width:
             raise UserError(
                 f"{mask}: the mask is {light.width}x{light.height} and the picture {opened.width}x{opened.height}; "

@@ -174,18 +174,15 @@ def bridges(
     report: Optional[Path] = REPORT,
 ) -> None:
     """Error, PSNR and time of a recipe's learned bridges, beside the image bridge's."""
-    from PIL import Image
-
     from mindpangu.config import load
     from mindpangu.infer.bridges import bridge_errors
+    from mindpangu.infer.control import stand_in
     from mindpangu.infer.coop import CoopConfig, CoopDraw
 
     recipe = load(config, CoopConfig)
-    stand_in = Image.new("RGB", (8, 8), "white")
-    stand_in.putpixel((4, 4), (0, 0, 0))
     host = recipe.members[recipe.output].model
     pipeline, pictures = _open(data, host, "all")
-    together = CoopDraw(recipe, stand_in, models={host: pipeline})
+    together = CoopDraw(recipe, stand_in(), models={host: pipeline})
     asked = pictures.asked("heldout")[:count]
     _report(bridge_errors(together, [pictures.render(record) for record in asked]), report)
 

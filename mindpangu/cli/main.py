@@ -22,6 +22,7 @@ from mindpangu.cli import (
     plan,
     report,
     show,
+    studio,
     train,
     zoo,
 )
@@ -42,6 +43,7 @@ app.command("generate")(generate.generate)
 app.command("batch")(batch.batch)
 app.command("gallery")(gallery.gallery)
 app.command("coop")(coop.coop)
+app.command("studio")(studio.studio)
 app.command("edges")(edges.edges)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)

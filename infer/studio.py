@@ -1,0 +1,469 @@
+"""A page to draw on (Gradio): words, pictures, lines; what is predicted is shown while it is drawn.
+
+Needs the extra `studio`. Everything that a visitor sends is bounded here or by the page's components, which Gradio
+checks on the server; nothing on the server's disk but pictures drawn or sent by visitors can be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Optional
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from mindpangu.config import load
+from mindpangu.data.examples import parse_size
+from mindpangu.diffusion import SAMPLERS
+from mindpangu.errors import UserError
+from mindpangu.infer.artist import Artist, Job, Preview
+from mindpangu.infer.control import stand_in
+from mindpangu.infer.coop import CoopConfig, CoopDraw
+from mindpangu.infer.files import encoded, parameters, read_settings
+from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw
+from mindpangu.infer.source import Source
+
+MAX_TEXT, MAX_STEPS, MAX_PICTURES, MAX_SEED = 1000, 100, 4, 2**32 - 1
+MAX_UPLOAD, MAX_PIXELS = "10mb", 4096 * 4096
+KEPT = 24  # pictures of a visitor's history
+CANVAS = (512, 512)
+WARM_STEPS = 3  # enough for each expert's turn
+KEEP_FILES = (3600, 24 * 3600)  # seconds: look for files to delete every so often, delete those as old as this
+
+CSS = """
+.pictures {display: flex; flex-wrap: wrap; gap: 8px; min-height: 20rem; align-content: flex-start}
+.pictures img {flex: 1 1 45%; min-width: 45%; max-width: 100%; object-fit: contain; border-radius: 8px}
+.pictures.coming img {opacity: 0.85}
+"""
+HEAD = "MindPanGu Studio"
+
+Editor = Optional[Mapping[str, Any]]  # what ImageEditor gives: background, layers, composite
+History = list[tuple[str, str]]  # file and caption, newest first
+
+
+@dataclass
+class Opened:
+    """The models, in the artist's thread."""
+
+    pipeline: PanGuDraw
+    together: CoopDraw
+
+
+def open_models(model: str, recipe: Path, device: str) -> Opened:
+    """Load the page's model and the members of its recipe. Raises: UserError."""
+    config = load(recipe, CoopConfig)
+    if not config.weights.get(config.output):
+        raise UserError(f"{recipe}: nobody influences the output {config.output}; the page has a slider for that")
+    pipeline = PanGuDraw.from_pretrained(model, device)
+    return Opened(pipeline, CoopDraw(config, stand_in(), device, {model: pipeline}))
+
+
+class Studio:
+    """The page and what it does. One artist draws for all visitors, one thing after another."""
+
+    def __init__(self, model: str, recipe: Path, device: str = "auto") -> None:
+        """Load the models, and compile what a first drawing needs while the page is opened.
+
+        Raises:
+            UserError: a model or the recipe is absent, damaged or unfit.
+        """
+        self.artist: Artist[Opened] = Artist(lambda: open_models(model, recipe, device))
+        self._models = self.artist.models()
+        self._jobs: dict[str, Job[Opened]] = {}  # a visitor's, under way
+        self._folder = tempfile.TemporaryDirectory(prefix="mindpangu-studio-")
+        self.artist.draw(lambda models, _: models.pipeline("a", steps=WARM_STEPS, on_step=_look))
+        self.artist.draw(lambda models, _: models.together(["a"], steps=WARM_STEPS, on_step=_look))
+
+    # ---- What a visitor asks for -----------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        prompt: str,
+        negative: str,
+        size: str,
+        styles: list[str],
+        weight: float,
+        guidance: float,
+        steps: int,
+        sampler: str,
+        random: bool,
+        seed: int,
+        n: int,
+        canvas: Editor,
+        strength: float,
+        history: History,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """From words, and from a picture where there is one; yields what `_watched` does."""
+
+        def work(models: Opened, on_step: OnStep) -> list[Drawing]:
+            return models.pipeline(
+                prompt,
+                negative=negative,
+                size=size,
+                styles=dict.fromkeys(styles, weight),
+                guidance=guidance,
+                steps=steps,
+                sampler=sampler,
+                seed=seed,
+                n=n,
+                source=source,
+                strength=strength,
+                on_step=on_step,
+            )
+
+        with _refusing():
+            _check_text(prompt, negative)
+            seed = _seed(random, seed)
+            source = _source(canvas, parse_size(size))
+        yield from self._watched(work, prompt, seed, history, request)
+
+    def draw_together(
+        self,
+        prompt: str,
+        lines: Editor,
+        share: float,
+        steps: int,
+        random: bool,
+        seed: int,
+        history: History,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """By the recipe's members, looking at the visitor's lines; `share` is the paper's d."""
+
+        def work(models: Opened, on_step: OnStep) -> list[Drawing]:
+            together = models.together
+            output = together.config.output
+            (other, influence), *rest = together.config.weights[output].items()
+            row = {other: replace(influence, share=share), **dict(rest)}
+            together.weigh({**together.config.weights, output: row})
+            if drawn is not None:
+                together.look_at([drawn])
+            return together([prompt], steps=steps, seed=seed, on_step=on_step)
+
+        with _refusing():
+            _check_text(prompt)
+            seed = _seed(random, seed)
+            drawn = lines["composite"] if self._models.together.looks and lines else None
+            if self._models.together.looks and (drawn is None or not np.ptp(np.asarray(drawn.convert("L")))):
+                raise UserError("draw some lines first · 请先画线条")
+        yield from self._watched(work, prompt, seed, history, request)
+
+    def stop(self, request: gr.Request) -> str:
+        """End the visitor's drawing at its next step."""
+        job = self._jobs.get(request.session_hash or "")
+        if job is None:
+            return "nothing is being drawn · 没有正在绘制的图"
+        job.stop()
+        return "stopping… · 正在停止"
+
+    def _watched(
+        self, work: Callable, prompt: str, seed: int, history: History, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yields (pictures as HTML, a line on how far it is, the seed, the history, the history's gallery)."""
+        session = request.session_hash or ""
+        started, first = time.monotonic(), math.nan
+        job = self._jobs[session] = self.artist.draw(work)
+        try:
+            with _refusing():
+                for event in job:
+                    seconds = time.monotonic() - started
+                    if isinstance(event, Preview):
+                        first = seconds if math.isnan(first) else first
+                        line = f"{event.step}/{event.steps}"
+                        shown = _pictures([_data(image) for image in event.images], prompt, coming=True)
+                        yield shown, line, seed, gr.skip(), gr.skip()
+                    else:
+                        history = self._remembered(event, history)
+                        line = f"{seconds:.1f} s; first preview · 首次预览 {first:.2f} s; seed · 种子 {seed}"
+                        if "stopped_after" in event[0].settings:
+                            line = f"stopped after step · 停在第 {event[0].settings['stopped_after']} 步; {line}"
+                        pictures = _pictures([_file(one) for one in event], prompt)
+                        yield pictures, line, seed, history, gr.Gallery(history, selected_index=None)
+        finally:
+            job.stop()  # a visitor who has gone is not drawn for
+            if self._jobs.get(session) is job:
+                del self._jobs[session]
+
+    def _remembered(self, drawings: list[Drawing], history: History) -> History:
+        """The history with these before all others, what fell out of it deleted."""
+        files: History = []
+        for drawing in drawings:
+            path = Path(self._folder.name) / f"{secrets.token_hex(8)}.png"
+            path.write_bytes(encoded(drawing))
+            files.append((str(path), drawing.prompt))
+        self._forget(history[KEPT - len(files) :])
+        return [*files, *history[: KEPT - len(files)]]
+
+    @staticmethod
+    def _forget(history: History) -> None:
+        for path, _ in history:
+            Path(path).unlink(missing_ok=True)
+
+    # ---- The history -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def chosen(history: History, event: gr.SelectData) -> tuple[str, str]:
+        """The file that was clicked, and what it carries as text."""
+        with _refusing():
+            number = event.index if isinstance(event.index, int) else -1
+            if not 0 <= number < len(history):
+                raise UserError("this picture is gone · 图片已不在")
+            path = history[number][0]
+            return path, parameters(read_settings(Path(path)))
+
+    def again(self, path: Optional[str]) -> list[Any]:
+        """The settings of the chosen picture for the first tab's fields, in their order up to the seed."""
+        with _refusing():
+            if not path:
+                raise UserError("click a picture of the history first · 请先在历史中点选一张图")
+            said = read_settings(Path(path))
+            styles = said.get("styles", {})
+            values = (
+                said["prompt"],
+                said.get("negative", ""),
+                said["size"] if said["size"] in self._models.pipeline.spec.sizes else gr.skip(),
+                list(styles),
+                next(iter(styles.values()), gr.skip()),
+                said.get("guidance", gr.skip()),
+                said["steps"],
+                said["sampler"],
+                False,
+                said["seed"],
+            )
+        return list(values)
+
+    @staticmethod
+    def onto_canvas(path: Optional[str]) -> dict[str, Any]:
+        """The chosen picture as the one to start from."""
+        with _refusing():
+            if not path:
+                raise UserError("click a picture of the history first · 请先在历史中点选一张图")
+            return {"background": path, "layers": [], "composite": path}
+
+    # ---- The page --------------------------------------------------------------------------------------------------
+
+    def page(self) -> gr.Blocks:
+        """All of it."""
+        spec = self._models.pipeline.spec
+        with gr.Blocks(title=HEAD, analytics_enabled=False, delete_cache=KEEP_FILES) as page:
+            history, chosen = gr.State([], delete_callback=self._forget), gr.State(None)
+            gr.Markdown(f"# {HEAD}\n{spec.name}: 用中文或英文描述要画的图 · say in Chinese or English what to draw")
+            with gr.Row():
+                with gr.Column():
+                    with gr.Tab("Draw · 文生图", id="draw"):
+                        words, button = self._draw_tab()
+                    with gr.Tab("Coop · 协同", id="coop"):
+                        lines, coop_button = self._coop_tab()
+                with gr.Column():
+                    pictures = gr.HTML(_pictures([], ""), elem_id="pictures")
+                    line = gr.Textbox(label="Progress · 进度", interactive=False, elem_id="progress", max_lines=2)
+                    stop = gr.Button("Stop · 停止", variant="stop", elem_id="stop")
+                    gallery = gr.Gallery(
+                        label="History · 历史",
+                        columns=6,
+                        height=220,
+                        allow_preview=False,
+                        elem_id="history",
+                        interactive=False,
+                    )
+                    settings = gr.Textbox(label="Settings · 参数", lines=3, interactive=False, elem_id="settings")
+                    with gr.Row():
+                        again = gr.Button("Use these settings · 用此参数", elem_id="again")
+                        start = gr.Button("Start from it · 以此图开始", elem_id="start")
+            for pressed, fields, function in (
+                (button, words, self.draw),
+                (coop_button, lines, self.draw_together),
+            ):
+                seed = fields["seed"]
+                pressed.click(
+                    function,
+                    [*fields.values(), history],
+                    [pictures, line, seed, history, gallery],
+                    show_progress="hidden",
+                    concurrency_id="artist",
+                    api_visibility="private",
+                )
+            stop.click(self.stop, None, line, queue=False, show_progress="hidden", api_visibility="private")
+            gallery.select(self.chosen, history, [chosen, settings], queue=False, api_visibility="private")
+            until_seed = list(words.values())[: list(words).index("seed") + 1]
+            again.click(self.again, chosen, until_seed, queue=False, api_visibility="private")
+            start.click(self.onto_canvas, chosen, words["canvas"], queue=False, api_visibility="private")
+        return page
+
+    def _draw_tab(self) -> tuple[dict[str, Any], gr.Button]:
+        """The fields of `draw`, in its order."""
+        spec = self._models.pipeline.spec
+        fields: dict[str, Any] = {"prompt": _prompt("prompt")}
+        fields["negative"] = gr.Textbox(label="Keep away from · 反向提示词", max_length=MAX_TEXT, elem_id="negative")
+        button = gr.Button("Draw · 绘制", variant="primary", elem_id="draw")
+        with gr.Row():
+            fields["size"] = gr.Dropdown(list(spec.sizes), value=spec.default_size, label="Size · 尺寸", elem_id="size")
+            fields["styles"] = gr.CheckboxGroup(
+                list(spec.styles), value=list(spec.default_styles), label="Styles · 风格", visible=bool(spec.styles)
+            )
+            fields["weight"] = gr.Slider(
+                0, 5, 1, step=0.1, label="Their weight · 风格权重", visible=bool(spec.styles), elem_id="weight"
+            )
+        with gr.Row():
+            fields["guidance"] = gr.Slider(
+                1, 20, spec.default_guidance, step=0.1, label="Guidance · 引导强度", elem_id="guidance"
+            )
+            fields["steps"] = _steps("steps")
+            fields["sampler"] = gr.Dropdown(list(SAMPLERS), value="euler", label="Sampler · 采样器", elem_id="sampler")
+        with gr.Row():
+            fields["random"], fields["seed"] = _seeds("seed")
+            fields["n"] = gr.Slider(1, MAX_PICTURES, 1, step=1, label="Pictures · 张数", precision=0, elem_id="n")
+        with gr.Accordion("From a picture; brush what to draw anew · 图生图 / 局部重绘", open=False):
+            fields["canvas"] = gr.ImageEditor(
+                type="pil",
+                label="A picture · 图片",
+                sources=("upload", "clipboard"),
+                transforms=(),
+                layers=False,
+                canvas_size=CANVAS,
+                brush=gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed"),
+                elem_id="canvas",
+            )
+            fields["strength"] = gr.Slider(
+                0.05, 1, 0.6, step=0.05, label="How far from it · 重绘幅度", elem_id="strength"
+            )
+        return fields, button
+
+    def _coop_tab(self) -> tuple[dict[str, Any], gr.Button]:
+        """The fields of `draw_together`, in its order."""
+        together = self._models.together
+        output = together.config.output
+        other, influence = next(iter(together.config.weights[output].items()))
+        gr.Markdown(f"{' + '.join(member.model for member in together.config.members.values())}: {output} ← {other}")
+        fields: dict[str, Any] = {"prompt": _prompt("coop-prompt")}
+        button = gr.Button("Draw together · 协同绘制", variant="primary", elem_id="coop-draw")
+        fields["lines"] = gr.ImageEditor(
+            value=Image.new("RGB", CANVAS, "white"),
+            type="pil",
+            label="Lines, dark on white · 线稿（白底深色）",
+            sources=("upload", "clipboard"),
+            transforms=(),
+            layers=False,
+            canvas_size=CANVAS,
+            fixed_canvas=True,
+            brush=gr.Brush(default_size=6, colors=["#000000"], color_mode="fixed"),
+            elem_id="lines",
+            visible=together.looks,
+        )
+        fields["share"] = gr.Slider(
+            0, 1, influence.share, step=0.05, label=f"d: share of {other} · {other} 的占比", elem_id="share"
+        )
+        with gr.Row():
+            fields["steps"] = _steps("coop-steps")
+            fields["random"], fields["seed"] = _seeds("coop-seed")
+        return fields, button
+
+
+def serve(studio: Studio, host: str, port: int, waiting: int) -> str:
+    """Open the page at http://host:port and return its address; at most `waiting` drawings wait in the queue.
+
+    Raises:
+        UserError: the port is taken, or the host is none of this machine's.
+    """
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many
+    page = studio.page().queue(max_size=waiting, default_concurrency_limit=1, api_open=False)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=True,
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            ssr_mode=False,
+            css=CSS,
+        )
+    except OSError as error:
+        raise UserError(f"{host}:{port}: the page cannot be served there ({error}); choose another --port") from None
+    return str(address)
+
+
+class _refusing:  # noqa: N801 - a context manager
+    """What a visitor asked and cannot have ends in one line on the page."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
+        if isinstance(error, (UserError, ValueError)):
+            raise gr.Error(str(error), print_exception=False) from None
+
+
+def _look(state: dict) -> None:
+    """Decode what is predicted, so that the decoder is compiled."""
+    state["decode"](state["denoised"]).asnumpy()
+
+
+def _check_text(*texts: str) -> None:
+    for text in texts:
+        if len(text) > MAX_TEXT:
+            raise UserError(f"{len(text)} characters; at most {MAX_TEXT} are read · 最多 {MAX_TEXT} 字")
+
+
+def _seed(random: bool, seed: Optional[int]) -> int:
+    return secrets.randbelow(MAX_SEED + 1) if random or seed is None else int(seed)
+
+
+def _source(canvas: Editor, sides: tuple[int, int]) -> Optional[Source]:
+    """What the first tab's canvas holds: a picture, and where it was brushed. None where it is empty."""
+    picture = canvas.get("background") if canvas else None
+    if picture is None or not canvas:
+        return None
+    brushed = [np.asarray(layer.convert("RGBA").resize(picture.size))[..., 3] > 0 for layer in canvas.get("layers", ())]
+    where = np.any(brushed, axis=0) if brushed else np.zeros(1, bool)
+    mask = Image.fromarray(where.astype(np.uint8) * 255) if where.any() else None
+    return Source.open(picture, mask, sides)
+
+
+def _prompt(name: str) -> gr.Textbox:
+    return gr.Textbox(
+        label="Prompt · 提示词",
+        placeholder="一只狐狸, 3D风格 · a red apple on a yellow background",
+        max_length=MAX_TEXT,
+        lines=2,
+        elem_id=name,
+    )
+
+
+def _steps(name: str) -> gr.Slider:
+    return gr.Slider(1, MAX_STEPS, 30, step=1, label="Steps · 步数", precision=0, elem_id=name)
+
+
+def _seeds(name: str) -> tuple[gr.Checkbox, gr.Number]:
+    number = gr.Number(0, label="Seed · 种子", precision=0, minimum=0, maximum=MAX_SEED, elem_id=name)
+    return gr.Checkbox(True, label="Random · 随机", elem_id=f"{name}-random"), number
+
+
+def _data(image: Image.Image) -> str:
+    """A preview as a data URL."""
+    buffer = BytesIO()
+    image.save(buffer, format="WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _file(drawing: Drawing) -> str:
+    """A finished picture with its settings as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(encoded(drawing)).decode()}"
+
+
+def _pictures(urls: list[str], prompt: str, coming: bool = False) -> str:
+    images = "".join(f'<img src="{url}" alt="{html.escape(prompt, quote=True)}">' for url in urls)
+    return f'<div class="pictures{" coming" if coming else ""}">{images}</div>'

@@ -1,0 +1,40 @@
+"""`mindpangu studio`: a page to draw on, in a browser."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from mindpangu.cli.generate import DEFAULT_MODEL
+from mindpangu.errors import UserError
+
+RECIPE = "coop_text_line.yaml"
+
+
+def studio(
+    model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
+    coop: Optional[Path] = typer.Option(None, help=f"Recipe of the Coop tab; by default configs/infer/{RECIPE}."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 lets the whole network in."),
+    port: int = typer.Option(7860, min=1, max=65535, help="Port to listen on."),
+    queue: int = typer.Option(8, min=1, help="Drawings that may wait; more are refused."),
+    device: str = typer.Option("auto", help="auto, CPU or Ascend."),
+) -> None:
+    """Serve a page to draw on: words, pictures, lines, with live previews. Needs the extra: mindpangu[studio]."""
+    if find_spec("gradio") is None:
+        raise UserError("the page needs Gradio (Python 3.10 or later): pip install 'mindpangu[studio]'")
+    with tempfile.TemporaryDirectory(prefix="mindpangu-uploads-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # what visitors send and fetch goes with the page
+        from mindpangu.infer.studio import Studio, serve
+
+        recipe = coop or Path(str(files("mindpangu.configs"))) / "infer" / RECIPE
+        address = serve(Studio(model, recipe, device), host, port, queue)
+        print(f"{address} (Ctrl+C ends it)", flush=True)
+        while True:
+            time.sleep(3600)
