@@ -197,6 +197,7 @@ class CoopDraw:
         self.output = self.names.index(config.output)
         self.requests = [self._request(name, model, line) for name, model in zip(self.names, self.models)]
         self._nets: dict[Path, Any] = {}  # learned bridges, by folder
+        self._by_picture: dict[tuple[int, int], ImageBridge] = {}  # a new one would be compiled anew
         self.sides = [self._canvas(i) for i in range(len(self.names))]
         self.shapes = [
             (m.vae.spec.z_channels, height // m.vae.spec.factor, width // m.vae.spec.factor)
@@ -359,7 +360,10 @@ class CoopDraw:
         if self._one_space(j, i):
             return lambda x0: x0
         if learned is None:
-            across: Bridge = ImageBridge(self.models[j].vae, self.models[i].vae, self.sides[j], self.sides[i])
+            if (j, i) not in self._by_picture:
+                vaes = self.models[j].vae, self.models[i].vae
+                self._by_picture[j, i] = ImageBridge(*vaes, self.sides[j], self.sides[i])
+            across: Bridge = self._by_picture[j, i]
         else:
             across = self.learned(j, i, learned)
         return Reused(across, self.config.bridge_every)

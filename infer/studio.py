@@ -46,6 +46,7 @@ CSS = """
 .pictures.coming img {opacity: 0.85}
 """
 HEAD = "MindPanGu Studio"
+STARTED = "drawing; what is new in shape is compiled first · 绘制中；新的形状需先编译"
 
 Editor = Optional[Mapping[str, Any]]  # what ImageEditor gives: background, layers, composite
 History = list[tuple[str, str]]  # file and caption, newest first
@@ -174,6 +175,7 @@ class Studio:
         session = request.session_hash or ""
         started, first = time.monotonic(), math.nan
         job = self._jobs[session] = self.artist.draw(work)
+        yield gr.skip(), STARTED, seed, gr.skip(), gr.skip()
         try:
             with _refusing():
                 for event in job:
@@ -272,6 +274,7 @@ class Studio:
                     gallery = gr.Gallery(
                         label="History · 历史",
                         columns=6,
+                        fit_columns=False,
                         height=220,
                         allow_preview=False,
                         elem_id="history",
@@ -290,7 +293,8 @@ class Studio:
                     function,
                     [*fields.values(), history],
                     [pictures, line, seed, history, gallery],
-                    show_progress="hidden",
+                    show_progress="minimal",
+                    show_progress_on=line,
                     concurrency_id="artist",
                     api_visibility="private",
                 )
@@ -332,7 +336,7 @@ class Studio:
                 transforms=(),
                 layers=False,
                 canvas_size=CANVAS,
-                brush=gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed"),
+                brush=gr.Brush(default_size=24, colors=["#ff3366"], color_mode="fixed"),
                 elem_id="canvas",
             )
             fields["strength"] = gr.Slider(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def line_model(line_runs, tmp_path_factory) -> Path:
     return folder / "line"
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("needs Debian's chromium (apt-get install chromium)")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture()
 def uncompiled():
     """A test without graphs."""
@@ -123,3 +138,4 @@ def uncompiled():
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="How often tests/train/test_kills.py kills a training.")
+    parser.addoption("--screenshots", help="Folder for pictures of the studio's page.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from urllib.parse import unquote
 
 import pytest
@@ -38,3 +39,36 @@ def test_every_picture_is_there_with_what_it_carries(tmp_path):
 def test_an_empty_folder_has_no_page(tmp_path):
     with pytest.raises(UserError, match="no pictures"):
         page(tmp_path, lambda count: None)
+
+
+def test_ten_thousand_pictures_are_searched_in_a_browser(chromium, tmp_path):
+    """From the disk, without a server; how long it takes is printed (pytest -s)."""
+    things = ["fox", "apple", "bus", "狐狸", "苹果", "tulip", "dog", "penguin", "企鹅", "hamburger"]
+    for i in range(10_000):
+        prompt = f"{things[i % 10]}, picture {i}"
+        settings = {"prompt": prompt, "seed": i, "model": "tiny", "digest": "abc", "version": "0"}
+        color = (i % 251, i % 241, i % 239)
+        save_drawing(Drawing(Image.new("RGB", (8, 8), color), prompt, 0, settings, None), tmp_path / f"{i:05}.png")
+    (tmp_path / "index.html").write_text(page(tmp_path, lambda count: None), encoding="utf-8")
+    context = chromium.new_context()
+    browsed, asked = context.new_page(), []
+    browsed.on("request", lambda one: asked.append(one.url))
+    started = time.monotonic()
+    browsed.goto((tmp_path / "index.html").as_uri())
+    browsed.wait_for_function("[...document.images].some(image => image.naturalWidth)")
+    print(f"first pictures after {time.monotonic() - started:.2f} s")
+    for words in ("狐狸", "fox 777", "apple 77", ""):
+        count = sum(all(word in f"{things[i % 10]}, picture {i}" for word in words.split()) for i in range(10_000))
+        searched = browsed.evaluate(
+            """words => { const box = document.getElementById("search"), from = performance.now()
+            box.value = words; box.oninput(); return performance.now() - from }""",
+            words,
+        )
+        print(f"{words!r}: {searched:.0f} ms")
+        assert browsed.inner_text("#count") == f"{count} / 10000"
+        assert browsed.locator("figure").count() >= min(count, 120)
+    browsed.fill("#search", "picture 9993")
+    browsed.click("figure")
+    assert browsed.is_visible("dialog") and '"seed": 9993' in browsed.inner_text("dialog pre")
+    assert all(url.startswith("file://") for url in asked) and len(asked) < 1500  # lazily
+    context.close()
