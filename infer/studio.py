@@ -112,7 +112,7 @@ class Studio:
                 prompt,
                 negative=negative,
                 size=size,
-                styles=dict.fromkeys(styles, weight),
+                styles=dict.fromkeys(styles or (), weight),
                 guidance=guidance,
                 steps=steps,
                 sampler=sampler,
@@ -124,7 +124,7 @@ class Studio:
             )
 
         with _refusing():
-            _check_text(prompt, negative)
+            prompt, negative = _text(prompt), _text(negative)
             seed = _seed(random, seed)
             source = _source(canvas, parse_size(size))
         yield from self._watched(work, prompt, seed, history, request)
@@ -153,7 +153,7 @@ class Studio:
             return together([prompt], steps=steps, seed=seed, on_step=on_step)
 
         with _refusing():
-            _check_text(prompt)
+            prompt = _text(prompt)
             seed = _seed(random, seed)
             drawn = lines["composite"] if self._models.together.looks and lines else None
             if self._models.together.looks and (drawn is None or not np.ptp(np.asarray(drawn.convert("L")))):
@@ -416,10 +416,11 @@ def _look(state: dict) -> None:
     state["decode"](state["denoised"]).asnumpy()
 
 
-def _check_text(*texts: str) -> None:
-    for text in texts:
-        if len(text) > MAX_TEXT:
-            raise UserError(f"{len(text)} characters; at most {MAX_TEXT} are read · 最多 {MAX_TEXT} 字")
+def _text(given: Optional[str]) -> str:
+    text = given or ""
+    if len(text) > MAX_TEXT:
+        raise UserError(f"{len(text)} characters; at most {MAX_TEXT} are read · 最多 {MAX_TEXT} 字")
+    return text
 
 
 def _seed(random: bool, seed: Optional[int]) -> int:

@@ -161,7 +161,6 @@ def test_words_become_a_picture_that_can_be_stopped_and_drawn_again(page, screen
     assert picture.size == (128, 128) and np.asarray(picture).std() > 20
     assert said["prompt"] == "一只狐狸, 3D风格" and said["steps"] == 30 and said["model"] == "emoji-128"
     assert page.input_value("#seed input") == str(said["seed"])
-    screenshots(page, "draw")
 
     setting(page, "steps", 100)
     page.click("button#draw")
@@ -183,6 +182,7 @@ def test_words_become_a_picture_that_can_be_stopped_and_drawn_again(page, screen
     page.wait_for_function("document.querySelector('#steps input').value == 30")
     again, _ = drawn(page)
     np.testing.assert_array_equal(np.asarray(again), np.asarray(picture))
+    screenshots(page, "draw")
 
     page.fill("#prompt textarea", "")
     page.click("button#draw")
@@ -253,15 +253,44 @@ def test_no_file_of_the_server_can_be_fetched_or_named(address, tmp_path):
     Image.new("RGB", (128, 128)).save(picture)
     for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
         canvas = {"background": {"path": str(picture), **meta}, "layers": [], "composite": None}
-        answers = called(address, config, "draw", {"prompt": "a fox", "canvas": canvas, "steps": 1})
-        assert '"success":false' in answers.replace(" ", ""), answers
+        asked = {"prompt": "a fox", "size": "64x64", "steps": 1}
+        assert succeeds(called(address, config, "draw", asked))
+        assert not succeeds(called(address, config, "draw", {**asked, "canvas": canvas}))
 
 
 def test_what_is_out_of_bounds_is_refused_by_the_server(address):
     config = json.loads(urllib.request.urlopen(f"{address}/config", timeout=10).read())
-    for change in ({"steps": 10**6}, {"n": 500}, {"seed": -1}, {"size": "9999x9999"}, {"prompt": "x" * 5000}):
-        answers = called(address, config, "draw", {"prompt": "a fox", "random": False, **change})
-        assert '"success":false' in answers.replace(" ", ""), (change, answers)
+    asked = {"prompt": "a fox", "random": False, "size": "64x64", "steps": 1}
+    assert succeeds(called(address, config, "draw", asked))
+    for change in (
+        {"steps": 10**6}, {"n": 500}, {"seed": -1}, {"size": "9999x9999"}, {"prompt": "x" * 5000}, {"prompt": None},
+        {"styles": ["oil"]}, {"weight": 1e9}, {"guidance": -5}, {"strength": 2}, {"sampler": "fastest"},
+    ):  # fmt: skip
+        assert not succeeds(called(address, config, "draw", {**asked, **change})), change
+
+
+def test_the_queue_has_an_end(address):
+    """Two may wait; who comes when they do is told so, and nobody is forgotten."""
+    config = json.loads(urllib.request.urlopen(f"{address}/config", timeout=10).read())
+    told = []
+
+    def press():
+        try:
+            told.append(succeeds(called(address, config, "draw", {"prompt": "a fox"})))
+        except urllib.error.HTTPError as error:
+            told.append(f"{error.code} {error.read().decode()}")
+
+    threads = [threading.Thread(target=press) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    full = [answer for answer in told if answer is not True]
+    assert 1 <= len(full) <= 4 and all(answer.startswith("503") and "full" in answer for answer in full)
+
+
+def succeeds(answers):
+    return '"success":false' not in answers.replace(" ", "") and "process_completed" in answers
 
 
 def called(address, config, button, changes):
