@@ -1,45 +1,68 @@
-"""LoRA in training (arXiv 2106.09685): a UNet whose weights stay, with small updates beside them that learn."""
+"""LoRA in training (arXiv 2106.09685): nets whose weights stay, with small updates beside them that learn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Optional
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
+from mindspore import nn
 
 from mindpangu.checkpoint.diffusers import unet_places
-from mindpangu.models.layers import DOWN, UP, Dense
+from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.transformers import places_of
+from mindpangu.models.layers import DOWN, UP
+from mindpangu.models.spec import TextSpec
 from mindpangu.models.unet import UNet
 
 Modules = Literal["attention", "all"]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-ENDINGS = {"attention": ATTENTION, "all": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")}
+# What the names of layers end with: those of the attention, those beside it. "attn" is tower B's packed projection.
+UNET_LAYERS = (("to_q", "to_k", "to_v", "to_out.0"), ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"))
+TOWER_LAYERS = (("q_proj", "k_proj", "v_proj", "out_proj", "attn"), ("fc1", "fc2", "c_fc", "c_proj"))
 
 
-def adapt(unet: UNet, rank: int, alpha: float, modules: Modules) -> None:
-    """Freeze the UNet, and give the layers of its transformers updates of `rank`, which count alpha / rank."""
-    for parameter in unet.get_parameters():
+def adapt(net: nn.Cell, layers: tuple[Sequence[str], Sequence[str]], rank: int, alpha: float, modules: Modules) -> None:
+    """Freeze a UNet or text towers, and give the layers of its transformers updates of `rank`, counting alpha / rank.
+
+    `layers`: UNET_LAYERS or TOWER_LAYERS; `modules`: those of the attention, or all.
+    """
+    for parameter in net.get_parameters():
         parameter.requires_grad = False
-    for name, cell in unet.cells_and_names():
-        if isinstance(cell, Dense) and name.endswith(ENDINGS[modules]):
+    endings = (*layers[0], *(layers[1] if modules == "all" else ()))
+    for name, cell in net.cells_and_names():
+        if hasattr(cell, "adapt") and name.endswith(endings):
             cell.adapt(rank, alpha / rank)
 
 
-def lora_file(
-    unet: UNet, weights: Mapping[str, np.ndarray], scale: float, expert: Optional[str]
-) -> dict[str, np.ndarray]:
-    """What adapted layers learned, {our names: arrays}, as PEFT writes it for diffusers; `scale` goes into the ups.
+def unet_file(unet: UNet, learned: Mapping[str, np.ndarray], scale: float, expert: str = "") -> dict[str, np.ndarray]:
+    """What an adapted UNet learned, {our names: arrays}, as PEFT writes it for diffusers; `scale` goes into the ups.
 
     `expert`: which of a model's UNets alone it is for; diffusers, which knows only one, does not read such a file.
     """
     spec = unet.spec
     names = [p.name for p in unet.get_parameters() if not p.name.endswith((DOWN, UP))]
     places = unet_places(names, len(spec.channel_mult), spec.num_res_blocks, spec.transformer_depth)
-    prefix = "unet." if expert is None else f"unet.{expert}."
+    return _file(places, learned, scale, f"unet.{expert}." if expert else "unet.")
+
+
+def tower_file(spec: TextSpec, learned: Mapping[str, np.ndarray], scale: float, part: str) -> dict[str, np.ndarray]:
+    """The same of an adapted text tower; `part`: diffusers' name of it, text_encoder or text_encoder_2."""
+    return _file(places_of(spec.output)(_weight(name) for name in learned), learned, scale, f"{part}.")
+
+
+def _weight(name: str) -> str:
+    """The weight that an update is for: "a.lora_down" -> "a.weight", "a.in_proj_lora_down" -> "a.in_proj_weight"."""
+    return name.removesuffix(DOWN).removesuffix(UP) + "weight"
+
+
+def _file(
+    places: Mapping[str, Place], learned: Mapping[str, np.ndarray], scale: float, prefix: str
+) -> dict[str, np.ndarray]:
+    """A packed projection's three updates, which lie one below the other, go to the three layers that it packs."""
     tensors = {}
-    for name, value in weights.items():
-        stem, _, half = name.rpartition(".")
-        module = places[f"{stem}.weight"].names[0].removesuffix(".weight")
-        kind, factor = ("lora_A", 1.0) if half == DOWN else ("lora_B", scale)
-        tensors[f"{prefix}{module}.{kind}.weight"] = (factor * value).astype(np.float32)
+    for name, value in learned.items():
+        kind, factor = ("lora_A", 1.0) if name.endswith(DOWN) else ("lora_B", scale)
+        modules = [theirs.removesuffix(".weight") for theirs in places[_weight(name)].names]
+        for module, part in zip(modules, np.split(value, len(modules))):
+            tensors[f"{prefix}{module}.{kind}.weight"] = (factor * part).astype(np.float32)
     return tensors

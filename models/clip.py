@@ -13,7 +13,7 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
-from mindpangu.models.layers import Dense, LayerNorm, widened
+from mindpangu.models.layers import DOWN, UP, Dense, LayerNorm, widened
 from mindpangu.models.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
@@ -145,6 +145,9 @@ class TextTowerA(nn.Cell):
 class SelfAttentionB(nn.Cell):
     """Multi-head self-attention with one packed input projection."""
 
+    in_proj_lora_down: Parameter  # of an adapted layer
+    in_proj_lora_up: Parameter
+
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.causal = causal
@@ -153,10 +156,26 @@ class SelfAttentionB(nn.Cell):
         self.in_proj_bias = Parameter(initializer("zeros", (3 * width,)), name="in_proj_bias")
         self.out_proj = dense(width, width)
         self.matmul = mops.MatMul(transpose_b=True)
+        self.adapted, self.lora_scale = False, 1.0
+
+    def adapt(self, rank: int, scale: float) -> None:
+        """As `Dense.adapt`: an update each for queries, keys and values, one below the other."""
+        stem, width = self.in_proj_weight.name.removesuffix("weight"), self.in_proj_weight.shape[1]
+        self.adapted, self.lora_scale = True, scale
+        self.in_proj_lora_down = Parameter(initializer("he_uniform", (3 * rank, width)), name=f"{stem}{DOWN}")
+        self.in_proj_lora_up = Parameter(initializer("zeros", (3 * width, rank)), name=f"{stem}{UP}")
 
     def construct(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
-        packed = self.matmul(x.reshape((n * length, width)), widened(self.in_proj_weight, x)) + self.in_proj_bias
+        rows = x.reshape((n * length, width))
+        packed = self.matmul(rows, widened(self.in_proj_weight, x)) + self.in_proj_bias
+        if self.adapted:
+            downs, ups = (
+                self.matmul(rows, self.in_proj_lora_down).chunk(3, axis=-1),
+                self.in_proj_lora_up.chunk(3, axis=0),
+            )
+            updates = mops.concat([self.matmul(down, up) for down, up in zip(downs, ups)], -1)
+            packed = packed + self.lora_scale * updates
         q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
         return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, causal=self.causal))
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from mindpangu.checkpoint.lora import Update, flat, read_lora
-from mindpangu.checkpoint.places import Shapes
+from mindpangu.checkpoint.places import Place, Shapes
 from mindpangu.checkpoint.store import some
 from mindpangu.checkpoint.tensor_files import Stored
+from mindpangu.checkpoint.transformers import places_of
 from mindpangu.errors import UserError
 from mindpangu.models.naming import TOWERS, diffusers_places
-from mindpangu.models.spec import ModelSpec
+from mindpangu.models.spec import ModelSpec, TextSpec
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,12 @@ Lora = dict[str, list[tuple[Target, Update]]]  # by part of the model
 
 def targets(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> dict[str, dict[str, Target]]:
     """For every part: {module's flat name: where its update goes}, under diffusers' names and under ldm's."""
+    return _targets(diffusers_places(spec, shapes))
+
+
+def _targets(all_places: Mapping[str, Mapping[str, Place]]) -> dict[str, dict[str, Target]]:
     table: dict[str, dict[str, Target]] = {}
-    for part, places in diffusers_places(spec, shapes).items():
+    for part, places in all_places.items():
         mine = table.setdefault(part, {})
         for name, place in places.items():
             if name.endswith("weight"):
@@ -50,12 +55,36 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
     Raises:
         UserError: see `read_lora`; or a module that the model does not have, or of another shape.
     """
-    table = targets(spec, shapes)
     parts_of = {"unet": list(spec.unets), **{theirs: [ours] for ours, theirs in TOWERS.items() if ours in spec.texts}}
+    return _placed(path, read_lora(path), targets(spec, shapes), parts_of, shapes, spec.pipeline.name)
+
+
+def load_tower_lora(path: Path, texts: Mapping[str, TextSpec], shapes: Mapping[str, Shapes]) -> Lora:
+    """The updates that a file has for text towers, whatever else it has.
+
+    Raises:
+        UserError: as `load_lora`; or it has none.
+    """
+    parts_of = {TOWERS[name]: [name] for name in texts}
+    updates = {key: update for key, update in read_lora(path).items() if key[0] in parts_of}
+    if not updates:
+        raise UserError(f"{path}: has no updates of text towers")
+    table = _targets({name: places_of(text.output)(shapes[name]) for name, text in texts.items()})
+    return _placed(path, updates, table, parts_of, shapes, "the text towers")
+
+
+def _placed(
+    path: Path,
+    updates: Mapping[tuple[str, str], Update],
+    table: Mapping[str, Mapping[str, Target]],
+    parts_of: Mapping[str, Sequence[str]],
+    shapes: Mapping[str, Shapes],
+    model: str,
+) -> Lora:
     lora: Lora = {}
     unknown, misshapen = [], []
-    for (part, module), update in read_lora(path).items():
-        named = [name for name in spec.unets if part == "unet" and module.startswith(f"{name}_")]
+    for (part, module), update in updates.items():
+        named = [name for name in parts_of.get("unet", ()) if part == "unet" and module.startswith(f"{name}_")]
         module = module.removeprefix(f"{named[0]}_") if named else module  # noqa: PLW2901
         for ours in named or parts_of.get(part, [""]):
             target = table.get(ours, {}).get(module)
@@ -70,9 +99,7 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
             lora.setdefault(ours, []).append((target, update))
     for what, names in (("has no module", unknown), ("has another shape of", misshapen)):
         if names:
-            raise UserError(
-                f"{path}: {spec.pipeline.name} {what} {some(names)} ({len(names)} in all); the LoRA is of another model"
-            )
+            raise UserError(f"{path}: {model} {what} {some(names)} ({len(names)} in all); the LoRA is of another model")
     return lora
 
 

@@ -164,13 +164,21 @@ class LoRATask:
     """Train updates of `rank` (arXiv 2106.09685), counting alpha / rank, beside the weights of `load_checkpoint`.
 
     `modules`: those of the attention, or all dense layers of the transformers. `expert`: in a model of several UNets,
-    the name of the one that this is; its LoRA then changes no other.
+    the name of the one that this is; its LoRA then changes no other. `towers`: the text towers learn updates too.
+    `beside`: a LoRA that the towers have already, as the model will when it draws with both.
     """
 
     rank: int = 8
     alpha: float = 8.0
     modules: Literal["attention", "all"] = "attention"
     expert: Optional[str] = None
+    towers: bool = False
+    beside: Optional[Path] = None
+
+    @property
+    def changes_towers(self) -> bool:
+        """Whether features of the towers as they were are of no use."""
+        return self.towers or self.beside is not None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -235,6 +243,8 @@ class DiffusionTask:
             raise ValueError("encoded: encoded data has words, and text says which towers made their features")
         if self.prior is not None and self.encoded is None:
             raise ValueError("prior: it stands beside encoded data, and there is none")
+        if self.lora is not None and self.lora.changes_towers and self.text is None:
+            raise ValueError("lora.towers, lora.beside: the net knows no words; text names the towers")
         if self.control is not None and self.lora is not None:
             raise ValueError("control and lora: one of them at a time is trained")
         if self.control is not None and (self.text is not None or self.crop_share):

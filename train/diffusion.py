@@ -19,10 +19,14 @@ from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, Nois
 from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
-from mindpangu.models.adapters import adapt, lora_file
+from mindpangu.models.adapters import TOWER_LAYERS, UNET_LAYERS, adapt, tower_file, unet_file
 from mindpangu.models.conditioner import Conditioner
+from mindpangu.models.inventory import shapes_of
 from mindpangu.models.layers import DOWN, UP
-from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
+from mindpangu.models.loading import fill_towers, load_conditioner, load_tokenizers, load_vae, read_spec
+from mindpangu.models.lora import load_tower_lora
+from mindpangu.models.naming import subfolder
+from mindpangu.models.spec import TextSpec
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
 from mindpangu.train.config import TrainConfig
@@ -41,6 +45,11 @@ def frozen(net: Net) -> Net:
     return net
 
 
+def tower_specs(folder: Path) -> dict[str, TextSpec]:
+    """What the text towers of a folder are. Raises: UserError."""
+    return {tower: read_spec(folder / f"{tower}.safetensors", TextSpec) for tower in TOWERS}
+
+
 def _whole(unet: UNet) -> list[Parameter]:
     """The weights of a net, without what a LoRA adds."""
     return [p for p in unet.get_parameters() if not p.name.endswith((DOWN, UP))]
@@ -50,7 +59,7 @@ class DiffusionLoss(nn.Cell):
     """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), *told) -> scalar.
 
     The mean squared error of the prediction for the latent alpha·latents + sigma·noise. `told`, where there are words:
-    ids_a, ids_b, size_index (N, 1).
+    ids_a, ids_b, size_index (N, 1). The text towers stay as they are but for what is trainable of them.
     """
 
     def __init__(self, unet: UNet, conditioner: Optional[Conditioner], prediction: Prediction) -> None:
@@ -59,12 +68,15 @@ class DiffusionLoss(nn.Cell):
         self.worded = conditioner is not None
         if conditioner is not None:
             self.conditioner = conditioner
+            self.taught = bool(conditioner.trainable_params())
 
     def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
         """The net's output."""
         if not self.worded:
             return self.unet(x, t)
         context, vector = self.conditioner(told[:2], told[2])
+        if self.taught:
+            return self.unet(x, t, context, vector)
         return self.unet(x, t, mops.stop_gradient(context), mops.stop_gradient(vector))
 
     def construct(
@@ -98,11 +110,23 @@ class TrainDiffusion:
         self.examples = Examples(config.data, seed=self.seed)
         self.conditioner = None
         if self.task.text is not None:
-            self.conditioner = frozen(load_conditioner(self.task.text, TOWERS, self.task.size_dim))
-            self.tokenizers = load_tokenizers(self.task.text, TOWERS)
+            self.open_towers(self.task.text)
         self.buckets = encode_scenes(
             self.examples, self.vae, self.task.scenes, config.output_dir / "latents.safetensors"
         )
+
+    def open_towers(self, folder: Path) -> None:
+        """Tokenizers and text towers, as a LoRA is to find them. Raises: UserError."""
+        lora = self.task.lora
+        self.conditioner = load_conditioner(folder, TOWERS, self.task.size_dim)
+        self.tokenizers = load_tokenizers(folder, TOWERS)
+        if lora is not None and lora.beside is not None:
+            specs = tower_specs(folder)
+            beside = load_tower_lora(lora.beside, specs, {name: shapes_of(spec) for name, spec in specs.items()})
+            fill_towers(self.conditioner, folder, TOWERS, [(beside, 1.0)])
+        frozen(self.conditioner)
+        if lora is not None and lora.towers:
+            adapt(self.conditioner, TOWER_LAYERS, lora.rank, lora.alpha, lora.modules)
 
     def build(self) -> None:
         """The net that learns, within its loss, and one to show what it has learned."""
@@ -113,7 +137,7 @@ class TrainDiffusion:
         """A net of the task's shape; what is trainable of it is what is trained."""
         unet, lora = UNet(self.task.unet), self.task.lora
         if lora is not None:
-            adapt(unet, lora.rank, lora.alpha, lora.modules)
+            adapt(unet, UNET_LAYERS, lora.rank, lora.alpha, lora.modules)
         return unet
 
     def start_from(self, path: Path) -> None:
@@ -202,7 +226,12 @@ class TrainDiffusion:
         """unet.safetensors in fp16, or lora.safetensors."""
         lora = self.task.lora
         if lora is not None:
-            tensors = lora_file(self._shown, unprefixed(weights, "unet."), lora.alpha / lora.rank, lora.expert)
+            scale = lora.alpha / lora.rank
+            tensors = unet_file(self._shown, unprefixed(weights, "unet."), scale, lora.expert or "")
+            if self.task.text is not None:
+                for i, (tower, spec) in enumerate(tower_specs(self.task.text).items()):
+                    learned = unprefixed(weights, f"conditioner.towers.{i}.")
+                    tensors.update(tower_file(spec, learned, scale, subfolder(tower)))
             save_checkpoint(folder / "lora.safetensors", tensors, card)
             return
         tensors = half(unprefixed(weights, "unet."))

@@ -118,6 +118,10 @@ class Encoder:
         context, vector = (np.concatenate(one).astype(np.float16) for one in zip(*parts))
         return context, vector
 
+    def ids(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """(R, L) int32 for each tower."""
+        return [tokenizer(captions) for tokenizer in self.tokenizers]
+
     def shard(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A shard's tensors, and what its sidecar says: how many samples were used, were too small, and bad ones."""
         shard = opened(path)
@@ -139,6 +143,8 @@ class Encoder:
         for size, one in rows.items():
             tensors[f"{size}.latents"] = self.latents(one.pictures)
             tensors[f"{size}.context"], tensors[f"{size}.vector"] = self.features(one.captions, size)
+            for tower, ids in zip(TOWERS, self.ids(one.captions)):
+                tensors[f"{size}.ids.{tower}"] = ids
             tensors[f"{size}.first"] = np.array(one.first, np.int64)
         used = sum(len(one.pictures) for one in rows.values())
         return tensors, {"key": self.made_by, "used": used, "small": small, "bad": bad}
@@ -146,7 +152,7 @@ class Encoder:
     @property
     def made_by(self) -> dict[str, object]:
         """The encoder, and how pictures were chosen and brought to size."""
-        return {"encoder": self.key, "used": list(self.config.used), "min_side": self.config.min_side}
+        return {"encoder": self.key, "used": list(self.config.used), "min_side": self.config.min_side, "ids": True}
 
 
 def encode(

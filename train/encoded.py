@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, mutable
 from safetensors import safe_open
 
 from mindpangu.checkpoint.store import read_card
 from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
-from mindpangu.train.diffusion import SHOWN, DiffusionLoss, TrainDiffusion
+from mindpangu.train.diffusion import SHOWN, TOWERS, DiffusionLoss, TrainDiffusion
 from mindpangu.train.encode import EMPTY, encoder_key
 
 
@@ -63,13 +64,27 @@ class EncodedData:
         number, place = self.rows[size][row]
         return opened(self.files[size][number]).get_slice(f"{size}.latents")[int(place)]
 
-    def told(self, size: str, row: int, choose: float) -> tuple[np.ndarray, np.ndarray]:
+    def told(self, size: str, row: int, choose: float) -> tuple[np.ndarray, ...]:
         """Context (L, K) and vector (V,) fp16 of one of the picture's captions, which `choose` in [0, 1) picks."""
+        return self._of_caption(size, row, choose, ("context", "vector"))
+
+    def ids(self, size: str, row: int, choose: float) -> tuple[np.ndarray, ...]:
+        """(L,) int32 for each tower, of that caption."""
+        return self._of_caption(size, row, choose, tuple(f"ids.{tower}" for tower in TOWERS))
+
+    def check_ids(self) -> None:
+        """Raises: UserError where a file was made before files held ids."""
+        for size, paths in self.files.items():
+            for path in paths:
+                if f"{size}.ids.{TOWERS[0]}" not in opened(path).keys():  # noqa: SIM118 - not a dictionary
+                    raise UserError(f"{path}: holds features alone, and towers that learn need words; encode it again")
+
+    def _of_caption(self, size: str, row: int, choose: float, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
         number, place = self.rows[size][row]
         file = opened(self.files[size][number])
         first, end = (int(i) for i in file.get_slice(f"{size}.first")[int(place) : int(place) + 2])
         caption = first + int(choose * (end - first))
-        return file.get_slice(f"{size}.context")[caption], file.get_slice(f"{size}.vector")[caption]
+        return tuple(file.get_slice(f"{size}.{name}")[caption] for name in names)
 
 
 @lru_cache(maxsize=256)
@@ -125,6 +140,11 @@ class TrainEncoded(TrainDiffusion):
         folders = [self.task.encoded] if prior is None else [self.task.encoded, prior.encoded]
         self.sets = [EncodedData(folder, key, self.task.sizes) for folder in folders]
         self.data, self.prior_share = self.sets[0], 0.0 if prior is None else prior.share
+        self.conditioner = None
+        if self.task.lora is not None and self.task.lora.changes_towers:
+            self.open_towers(self.task.text)
+            for one in self.sets:
+                one.check_ids()
         self.epochs = [
             Epochs({size: len(rows) for size, rows in one.rows.items()}, config.runner_config.batch_size, self.seed)
             for one in self.sets
@@ -132,7 +152,8 @@ class TrainEncoded(TrainDiffusion):
 
     def build(self) -> None:
         """The net that learns, within its loss, and one to show what it has learned."""
-        self.loss_net = EncodedLoss(self.unet(), None, self.task.prediction)
+        loss = EncodedLoss if self.conditioner is None else DiffusionLoss
+        self.loss_net = loss(self.unet(), self.conditioner, self.task.prediction)
         self._shown = self.unet()
 
     def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
@@ -142,13 +163,25 @@ class TrainEncoded(TrainDiffusion):
         size, rows = self.epochs[which].batch(number)
         latents = np.stack([data.latents(size, row) for row in rows]).astype(np.float32)
         empty, choose = rng.random(count) < self.task.caption_dropout, rng.random(count)
-        told = [data.empty[size] if empty[i] else data.told(size, row, choose[i]) for i, row in enumerate(rows)]
-        return latents, tuple(np.stack(one).astype(np.float32) for one in zip(*told))
+        return latents, self._told(data, size, [(row, choose[i], bool(empty[i])) for i, row in enumerate(rows)])
+
+    def _told(
+        self, data: EncodedData, size: str, captions: Sequence[tuple[int, float, bool]]
+    ) -> tuple[np.ndarray, ...]:
+        """What the net is told of (row, which caption, whether the empty one instead): features, or ids and size."""
+        if self.conditioner is None:
+            told = [data.empty[size] if empty else data.told(size, row, choose) for row, choose, empty in captions]
+            return tuple(np.stack(one).astype(np.float32) for one in zip(*told))
+        nothing = tuple(tokenizer([""])[0] for tokenizer in self.tokenizers)
+        ids = [nothing if empty else data.ids(size, row, choose) for row, choose, empty in captions]
+        index = np.full((len(captions), 1), self.task.sizes.index(size), np.float32)
+        return (*(np.stack(one) for one in zip(*ids)), index)
 
     def shown(self) -> tuple[np.ndarray, tuple[Tensor, ...]]:
         """The first latents of a size; context and vector of as many empty captions and of their first ones."""
         size, rows = next(iter(self.data.rows.items()))
         count = min(SHOWN, len(rows))
         x0 = np.stack([self.data.latents(size, row) for row in range(count)]).astype(np.float32)
-        told = [self.data.empty[size]] * count + [self.data.told(size, row, 0.0) for row in range(count)]
-        return x0, tuple(Tensor(np.stack(one).astype(np.float32)) for one in zip(*told))
+        captions = [(row, 0.0, empty) for empty in (True, False) for row in range(count)]
+        told = tuple(Tensor(one) for one in self._told(self.data, size, captions))
+        return x0, told if self.conditioner is None else self.conditioner(mutable(told[:2]), told[2])

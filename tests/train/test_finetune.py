@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindpangu.checkpoint.store import load_tensors
+from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
@@ -42,7 +44,7 @@ def test_only_the_update_learns_and_its_file_merges_into_the_same_net(
     from mindspore import Tensor
 
     from mindpangu.checkpoint.store import load_into, save_tensors
-    from mindpangu.models.adapters import adapt, lora_file
+    from mindpangu.models.adapters import UNET_LAYERS, adapt, unet_file
     from mindpangu.models.inventory import parts, spec_of
     from mindpangu.models.lora import load_lora, merged
     from mindpangu.models.unet import UNet
@@ -63,10 +65,10 @@ def test_only_the_update_learns_and_its_file_merges_into_the_same_net(
     # The adapted net with what was learned (here: made up, so that it shows) is the net with merged weights.
     unet, plain, rng = UNet(model.unets["texture"]), UNet(model.unets["texture"]), np.random.default_rng(0)
     load_into(unet.trainable_params(), base, "base")
-    adapt(unet, 2, 4.0, "all")
+    adapt(unet, UNET_LAYERS, 2, 4.0, "all")
     made_up = {p.name: (0.3 * rng.standard_normal(p.shape)).astype(np.float32) for p in unet.trainable_params()}
     load_into(unet.trainable_params(), made_up, "made up")
-    save_tensors(tuned / "made_up.safetensors", lora_file(unet, made_up, 2.0, "texture"))
+    save_tensors(tuned / "made_up.safetensors", unet_file(unet, made_up, 2.0, "texture"))
     lora = load_lora(tuned / "made_up.safetensors", model, parts(model))
     load_into(plain.trainable_params(), merged(base, [(lora, 1.0)], "texture"), "merged")
     spec = model.unets["texture"]
@@ -105,6 +107,90 @@ def test_generate_takes_the_file_and_says_so(tuned, model_folder):
     assert changed.settings["loras"] == {"made_up.safetensors": 1.0}
 
 
+@pytest.fixture(scope="module")
+def told(runs, tmp_path_factory):
+    """The same with text towers that learn too, on encoded data; and a LoRA of the net beside it."""
+    from mindpangu.data import pack
+    from mindpangu.data.examples import DataConfig, Examples
+    from mindpangu.data.shards import find
+    from mindpangu.train.encode import EncodeConfig, encode
+    from mindpangu.train.run import run
+    from tests.conftest import without_graphs
+    from tests.tiny import SAMPLE, SIZES, STYLES
+
+    folder = tmp_path_factory.mktemp("told")
+    pack.pack(pack.scenes(Examples(DataConfig(SAMPLE, tuple(STYLES))), 6), folder / "shards", 6, lambda count: None)
+    sizes = tuple(SIZES)
+    config = EncodeConfig(runs / "vae", runs / "clip", sizes, 8, sizes)
+
+    def tune(name, images, lora):
+        config = tuning(runs, folder / name, lora, runner_config={"images": images, "batch_size": 2})
+        task = replace(config.diffusion, encoded=folder / "encoded", scenes=0)
+        run(replace(config, data=None, diffusion=task))
+
+    with without_graphs():
+        encode(find(str(folder / "shards" / "*.tar")), config, folder / "encoded", lambda count: None)
+        tune("both", 20, {"rank": 2, "modules": "all", "expert": "structure", "towers": True})
+        tune("beside", 4, {"rank": 2, "expert": "texture", "beside": str(folder / "both" / "lora.safetensors")})
+    return folder
+
+
+def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folder, uncompiled, monkeypatch):
+    """What the adapted towers say is what the model's say with the file merged; the other net learned beside it."""
+    from mindspore import Tensor, mutable
+
+    from mindpangu.checkpoint.store import load_into, save_tensors
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.models.adapters import TOWER_LAYERS, adapt, tower_file
+    from mindpangu.models.loading import load_conditioner
+    from mindpangu.train.diffusion import TOWERS, tower_specs
+
+    monkeypatch.setenv("MINDPANGU_CPU_OPS", "fp32")
+    learned = load_tensors(told / "both" / "lora.safetensors")
+    parts = {name.split(".")[0] for name in learned}
+    assert parts == {"unet", "text_encoder", "text_encoder_2"}
+    for part in parts:  # the ups left zero behind, in each part
+        assert any(
+            np.abs(value).max() > 0 for name, value in learned.items() if name.startswith(f"{part}.") and "_B" in name
+        )
+    assert any(name.endswith("text_model.encoder.layers.0.self_attn.k_proj.lora_B.weight") for name in learned)
+    assert {name.split(".")[0] for name in load_tensors(told / "beside" / "lora.safetensors")} == {"unet"}
+
+    towers, rng = load_conditioner(runs / "clip", TOWERS, 8), np.random.default_rng(0)
+    adapt(towers, TOWER_LAYERS, 2, 4.0, "all")
+    made_up = {p.name: (0.3 * rng.standard_normal(p.shape)).astype(np.float32) for p in towers.trainable_params()}
+    load_into(towers.trainable_params(), made_up, "made up")
+    file = {}
+    for i, (spec, part) in enumerate(zip(tower_specs(runs / "clip").values(), ("text_encoder", "text_encoder_2"))):
+        own = {name[len(f"towers.{i}.") :]: value for name, value in made_up.items() if name.startswith(f"towers.{i}.")}
+        file.update(tower_file(spec, own, 2.0, part))
+    save_tensors(told / "made_up.safetensors", file)
+    model = PanGuDraw.from_pretrained(str(model_folder))
+    ids = mutable(tuple(Tensor(tokenizer(["a red bus", "一只狐狸"])) for tokenizer in model.tokenizers))
+    numbers = Tensor(np.zeros((2, 1), np.float32))
+    plain = [one.asnumpy() for one in model.conditioner(ids, numbers)]
+    model.set_loras([(told / "made_up.safetensors", 1.0)])
+    for merged, adapted, before in zip(model.conditioner(ids, numbers), towers(ids, numbers), plain):
+        np.testing.assert_allclose(merged.asnumpy(), adapted.asnumpy(), atol=1e-4)
+        assert np.abs(merged.asnumpy() - before).max() > 1e-2
+
+
+def test_towers_cannot_learn_from_features_alone(runs, told, tmp_path):
+    from mindpangu.checkpoint.store import save_checkpoint
+    from mindpangu.train.encoded import TrainEncoded
+
+    for path in (told / "encoded").glob("*.safetensors"):
+        tensors = {name: value for name, value in load_tensors(path).items() if ".ids." not in name}
+        save_checkpoint(tmp_path / path.name, tensors, read_card(path))
+    config = tuning(runs, tmp_path / "out", {"rank": 2, "towers": True})
+    task = replace(config.diffusion, encoded=tmp_path, scenes=0)
+    with pytest.raises(UserError, match="holds features alone, and towers that learn need words; encode it again"):
+        TrainEncoded(replace(config, data=None, diffusion=task))
+    with pytest.raises(UserError, match="has no updates of text towers"):
+        lora = replace(config.diffusion.lora, beside=told / "beside" / "lora.safetensors")
+        TrainEncoded(replace(config, data=None, diffusion=replace(task, lora=lora)))
+
+
 def test_a_lora_needs_the_net_that_it_changes(runs, tmp_path):
     values = training("structure", runs, output_dir=str(tmp_path))
     values["diffusion"]["lora"] = {"rank": 4}
@@ -128,17 +214,17 @@ def test_subject_and_kind_take_turns(share, batch):
 
 def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
     """Of one UNet: the very names of the LoRA that tests/parity draws with on both sides."""
-    from mindpangu.models.adapters import adapt, lora_file
+    from mindpangu.models.adapters import UNET_LAYERS, adapt, unet_file
     from mindpangu.models.layers import DOWN, UP
     from mindpangu.models.unet import UNet
     from tests.parity.golden_pipelines import lora_tensors, narrow
 
     spec = narrow("sd15")
     unet = UNet(spec.unets["unet"])
-    adapt(unet, 4, 4.0, "all")
+    adapt(unet, UNET_LAYERS, 4, 4.0, "all")
     learned = {p.name: p.asnumpy() for p in unet.trainable_params()}
     assert {name.rpartition(".")[2] for name in learned} == {DOWN, UP}
-    file = lora_file(unet, learned, 1.0, None)
+    file = unet_file(unet, learned, 1.0)
     read = {
         name: value.shape
         for name, value in lora_tensors(spec, "peft").items()
