@@ -32,6 +32,9 @@ PRECISIONS = ("bf16", "fp32", "off")
 ASCEND_ATTENTION = "MINDPANGU_ASCEND_ATTENTION"
 ATTENTIONS = ("mindspore", "mindpangu", "composed")
 
+# Convolutions and dense layers on Ascend: "bf16" inside with float32 outside, or "fp32": as MindSpore has them.
+ASCEND_PRODUCTS = "MINDPANGU_ASCEND_PRODUCTS"
+
 DEVICES = ("auto", "CPU", "Ascend")
 
 
@@ -101,6 +104,16 @@ def ascend_attention() -> str:
     return _one_of(ASCEND_ATTENTION, os.environ.get(ASCEND_ATTENTION, default), ATTENTIONS)
 
 
+def ascend_products() -> str:
+    """What convolutions and dense layers multiply in on Ascend: "bf16" (the default) or "fp32" (the 910A's default).
+
+    Raises:
+        UserError: the environment says something else.
+    """
+    default = "fp32" if _ascend_chip() == "ascend910" else "bf16"
+    return _one_of(ASCEND_PRODUCTS, os.environ.get(ASCEND_PRODUCTS, default), PRECISIONS[:2])
+
+
 def _ascend_chip() -> str:
     """MindSpore's name of the NPU's generation: "ascend910" is the 910A, "ascend910b" the 910B; empty without one."""
     from mindspore._c_expression import MSContext
@@ -108,10 +121,12 @@ def _ascend_chip() -> str:
     return str(MSContext.get_instance().get_ascend_soc_version())
 
 
-def _check_attention() -> None:
+def _check_ascend() -> None:
     from mindpangu.ascend_kernels import flash_attention
 
-    chosen = ascend_attention()
+    chosen, products = ascend_attention(), ascend_products()
+    if products == "bf16" and _ascend_chip() == "ascend910":
+        raise UserError(f"{ASCEND_PRODUCTS}={products} is for the 910B and later; the 910A has fp32 alone")
     if chosen != "composed" and _ascend_chip() == "ascend910":
         raise UserError(f"{ASCEND_ATTENTION}={chosen} is for the 910B and later; the 910A has composed alone")
     if chosen == "mindpangu" and not flash_attention.installed():
@@ -193,7 +208,7 @@ def start(device: str = "auto") -> str:
         raise UserError("no Ascend NPU answers here; run `mindpangu doctor` to see what is missing, or use CPU")
     chosen = device if device != "auto" else ("Ascend" if ascend_available() else "CPU")
     if chosen == "Ascend":
-        _check_attention()
+        _check_ascend()
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device(chosen)
     _device = chosen

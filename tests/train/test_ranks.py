@@ -138,7 +138,7 @@ def test_lost_and_hung_processes_end_the_run_in_one_line_and_it_goes_on_from_its
             ]
             os.kill(workers[0], how)  # the first, which writes; msrun's watchers of logs come later
             assert process.wait(timeout=200) != 0
-        said = [line for line in (folder / "said.txt").read_text().splitlines() if "a process of this training" in line]
+        said = [line for line in (folder / "said.txt").read_text().splitlines() if "a process of this writing" in line]
         assert len(said) == 1 and "start the same command again" in said[0]
     several = work("line", folder, 2)
     training_file("line", runs, tmp_path / "one", steps)
@@ -164,7 +164,7 @@ def test_a_batch_is_shared_evenly_or_not_at_all(runs, tmp_path):
 
 
 def test_a_folder_has_one_writer(tmp_path):
-    with only_writer(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} is training"):  # noqa: SIM117
+    with only_writer(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} is writing"):  # noqa: SIM117
         with only_writer(tmp_path):
             pass
     with only_writer(tmp_path):
