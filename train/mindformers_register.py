@@ -19,7 +19,14 @@ from mindspore.dataset import GeneratorDataset
 
 from mindpangu import runtime
 from mindpangu.config import load
+from mindpangu.data.examples import parse_size
+from mindpangu.errors import UserError
+from mindpangu.models.stages import assign_stages
+from mindpangu.parallel.pipeline import cut
 from mindpangu.train.config import TrainConfig
+from mindpangu.train.control import TrainControl
+from mindpangu.train.diffusion import TrainDiffusion, tower_specs
+from mindpangu.train.plan import blocks, training_flops
 from mindpangu.train.run import make_task
 
 if TYPE_CHECKING:
@@ -38,13 +45,19 @@ def task_of(training: str, overrides: Sequence[str]) -> tuple[Task, TrainConfig]
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanGuDrawConfig(PretrainedConfig):
-    """`training`: one of our training files; `overrides`: "key=value" over it."""
+    """`training`: one of our training files; `overrides`: "key=value" over it.
+
+    `pipeline_stage`: as in `parallel_config`: into how many stages of MindSpore's own pipeline, which Ascend alone has,
+    the UNet is cut, where their FLOPs are even. MindFormers' wrappers drive it.
+    """
 
     model_type = "pangu_draw"
 
-    def __init__(self, training: str = "", overrides: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, training: str = "", overrides: Sequence[str] = (), pipeline_stage: int = 1, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.training, self.overrides = training, list(overrides)
+        self.training, self.overrides, self.pipeline_stage = training, list(overrides), pipeline_stage
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
@@ -58,9 +71,29 @@ class PanGuDrawForTraining(PreTrainedModel):
         super().__init__(config, auto_prefix=False)
         self.task, _ = task_of(config.training, config.overrides)
         self.loss_net = self.task.loss_net
+        if config.pipeline_stage > 1:
+            cut_for_pipeline(self.task, config.pipeline_stage)
 
     def construct(self, *columns: Tensor) -> Tensor:
         return self.loss_net(*columns)
+
+
+def cut_for_pipeline(task: Task, stages: int) -> None:
+    """Tell MindSpore which stage each Cell of a generator's training belongs to; the text towers are the first's.
+
+    Raises:
+        UserError: what is trained is no generator, or has fewer pieces than that.
+    """
+    if not isinstance(task, TrainDiffusion) or isinstance(task, TrainControl):
+        raise UserError(f"pipeline_stage {stages}: only generators are cut into stages")
+    spec, side = task.task.unet, parse_size(task.task.sizes[0])[0] // task.vae.spec.factor
+    texts = {} if task.task.text is None else tower_specs(task.task.text)
+    layers = blocks(spec, 1, side, max((text.context_length for text in texts.values()), default=0))
+    if stages > len(layers):
+        raise UserError(f"pipeline_stage {stages}: the UNet has {len(layers)} pieces; at most as many stages")
+    assign_stages(task.loss_net.unet, cut([sum(pair) for pair in training_flops(layers, False)], stages))
+    if task.conditioner is not None:
+        task.conditioner.pipeline_stage = 0
 
 
 class Batches:

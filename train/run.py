@@ -47,10 +47,10 @@ def run(config: TrainConfig) -> None:
 def check_layout(layout: ParallelConfig, processes: int, device: str) -> None:
     """Raises: UserError where the processes are too few or too many, or something is asked that is not to be had."""
     if layout.pipeline_stage > 1:
-        why = "needs Ascend, and this is a CPU" if device == "CPU" else "is not driven by this trainer yet"
+        why = "needs Ascend, and this is a CPU" if device == "CPU" else "is driven by MindFormers: docs/mindformers.md"
         raise UserError(
-            f"parallel_config.pipeline_stage: MindSpore's own {why}; train with data_parallel and optimizer_shard, or "
-            "see what it would do with `mindpangu plan`"
+            f"parallel_config.pipeline_stage: MindSpore's own {why}; here, train with data_parallel and "
+            "optimizer_shard, or see what it would do with `mindpangu plan`"
         )
     if layout.data_parallel != processes:
         raise UserError(

@@ -50,6 +50,28 @@ def test_mindformers_builds_what_our_own_trainer_trains(built, runs, tmp_path):
     assert number == 3
 
 
+def test_a_pipeline_is_cut_where_flops_are_even(built, tmp_path):
+    """Every Cell of the UNet knows its stage, in order; MindFormers' wrapper itself asks for Ascend."""
+    from mindformers.models import build_network
+    from mindspore import nn
+
+    from mindpangu.errors import UserError
+    from mindpangu.models.stages import cells_of, pieces
+
+    config, whole, _ = built
+    config.model.model_config.pipeline_stage = 3
+    net = build_network(config.model)
+    unet = net.loss_net.unet
+    stages = [cell.pipeline_stage for name in pieces(unet.spec) for cell in cells_of(unet, name)]
+    assert stages == sorted(stages) and set(stages) == {0, 1, 2}
+    assert net.loss_net.conditioner.pipeline_stage == 0
+    assert [p.name for p in net.trainable_params()] == [p.name for p in whole.trainable_params()]
+    assert nn.PipelineCell(net, 2).micro_size == 2  # what MindFormers puts around it
+    config.model.model_config.pipeline_stage = 99
+    with pytest.raises(UserError, match=r"the UNet has \d+ pieces; at most as many stages"):
+        build_network(config.model)
+
+
 def test_its_schedule_and_optimizer_train_the_net(built):
     """Its wrapper is built too, but asks Ascend for overflows at each step, so MindSpore's own takes the steps here."""
     from mindformers.core import build_lr, build_optim
