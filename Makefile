@@ -42,8 +42,9 @@ gallery: $(VENV)/base
 	$(BIN)/mindpangu generate "a fox, 3D style" "企鹅, 绿色背景" --refiner emoji-128 --refine-below 200 --seed 1 \
 		--out out/gallery/refined --grid
 
+# Two processes, each with its files of tests and one thread.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

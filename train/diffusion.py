@@ -90,6 +90,8 @@ class DiffusionLoss(nn.Cell):
 class TrainDiffusion:
     """The `loop.Task` for the common net, the structure generator and the texture generator."""
 
+    conditioner: Optional[Conditioner]  # what tells the net within its loss; None for features and for no words
+
     def __init__(self, config: TrainConfig) -> None:
         """Raises: UserError where the data asks for a size that the model does not know, or a part is missing."""
         assert config.diffusion is not None

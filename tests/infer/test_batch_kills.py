@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.infer.test_batch import contents
+from tests.tiny import free_port
 
 PROMPTS = 2000
 BIN = Path(sys.executable).parent
@@ -26,7 +27,7 @@ BIN = Path(sys.executable).parent
 def start(arguments, workers, log):
     command = [str(BIN / "mindpangu"), "batch", *arguments]
     if workers > 1:
-        counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", "--master_port=18133"]
+        counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={free_port()}"]
         command = [str(BIN / "msrun"), *counts, "--join=True", f"--log_dir={log.parent / 'logs'}", *command]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     with log.open("a") as said:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 from mindpangu.infer.artist import Artist, Preview
+from tests.tiny import free_port
 
 gradio = pytest.importorskip("gradio", reason="needs the extra mindpangu[studio]")
 DONE, COMING = "#pictures .pictures:not(.coming) img", "#pictures .pictures.coming img"
@@ -79,12 +79,6 @@ def test_the_artist_hands_errors_to_who_asked_and_goes_on():
 
 
 # ---- The page -------------------------------------------------------------------------------------------------------
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

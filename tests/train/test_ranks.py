@@ -22,7 +22,7 @@ from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.run import make_task, run
-from tests.tiny import training
+from tests.tiny import free_port, training
 from tests.train.test_loop import states
 
 STEPS = 20
@@ -50,7 +50,7 @@ def started(part, folder, workers, until=0):
     if part == "line":
         command = [str(Path(__file__).with_name("line_worker.py")), str(folder / "train.yaml"), str(until)]
     if workers > 1:
-        counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={18000 + workers}"]
+        counts = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={free_port()}"]
         msrun = str(Path(sys.executable).with_name("msrun"))
         command = [msrun, *counts, "--join=True", f"--log_dir={folder / 'logs'}", *command]
     else:
