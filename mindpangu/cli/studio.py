@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 from importlib.resources import files
@@ -36,5 +37,6 @@ def studio(
         recipe = coop or Path(str(files("mindpangu.configs"))) / "infer" / RECIPE
         address = serve(Studio(model, recipe, device), host, port, queue)
         print(f"{address} (Ctrl+C ends it)", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what visitors sent is deleted then, too
         while True:
             time.sleep(3600)

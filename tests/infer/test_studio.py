@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -309,17 +310,31 @@ def called(address, config, button, changes):
     return answers
 
 
+class EmptyStudio:
+    """A page with nothing on it."""
+
+    def page(self):
+        return gradio.Blocks(analytics_enabled=False)
+
+
 def test_without_its_packages_or_its_port_it_ends_in_one_line(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
     from mindpangu.cli import studio
     from mindpangu.cli.main import app
     from mindpangu.errors import UserError
+    from mindpangu.infer.studio import serve
 
     with monkeypatch.context() as patch:
         patch.setattr(studio, "find_spec", lambda name: None)
         done = CliRunner().invoke(app, ["studio"])
         assert isinstance(done.exception, UserError) and "pip install 'mindpangu[studio]'" in str(done.exception)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which `serve` lowers
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=r"the page cannot be served there .*; choose another --port"):
+            serve(EmptyStudio(), "127.0.0.1", taken.getsockname()[1], 1)
     recipe = tmp_path / "alone.yaml"
     recipe.write_text("members: {a: {model: emoji-128}}\noutput: a\nweights: {}\n")
     done = CliRunner().invoke(app, ["studio", "--coop", str(recipe)])
