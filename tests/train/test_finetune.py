@@ -234,3 +234,20 @@ def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
     assert {name: file[name].reshape(file[name].shape[:2]).shape for name in read if name in file} == {
         name: shape[:2] for name, shape in read.items()
     }
+
+
+def test_the_towers_names_are_those_that_diffusers_has_read():
+    """Of SDXL's two towers, the second one's queries, keys and values packed in ours."""
+    from mindpangu.models.adapters import TOWER_LAYERS, adapt, tower_file
+    from mindpangu.models.clip import text_tower
+    from mindpangu.models.naming import TOWERS
+    from tests.parity.golden_pipelines import lora_tensors, narrow
+
+    spec, file = narrow("sdxl"), {}
+    for name, text in spec.texts.items():
+        tower = text_tower(text)
+        adapt(tower, TOWER_LAYERS, 4, 4.0, "all")
+        file.update(tower_file(text, {p.name: p.asnumpy() for p in tower.trainable_params()}, 1.0, TOWERS[name]))
+    read = {k: v.shape for k, v in lora_tensors(spec, "peft").items() if k.startswith("text_encoder")}
+    assert {name.partition(".")[0] for name in read} == {"text_encoder", "text_encoder_2"}
+    assert {name: file[name].shape for name in read} == read
