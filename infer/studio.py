@@ -36,7 +36,7 @@ from mindpangu.infer.source import Source
 MAX_TEXT, MAX_STEPS, MAX_PICTURES, MAX_SEED = 1000, 100, 4, 2**32 - 1
 MAX_UPLOAD, MAX_PIXELS = "10mb", 4096 * 4096
 KEPT = 24  # pictures of a visitor's history
-CANVAS = (512, 512)
+CANVAS, SHEET = (512, 512), (256, 256)  # of the first tab, and for lines: the larger, the longer a browser sends it
 WARM_STEPS = 3  # enough for each expert's turn
 KEEP_FILES = (3600, 24 * 3600)  # seconds: look for files to delete every so often, delete those as old as this
 
@@ -353,15 +353,15 @@ class Studio:
         fields: dict[str, Any] = {"prompt": _prompt("coop-prompt")}
         button = gr.Button("Draw together · 协同绘制", variant="primary", elem_id="coop-draw")
         fields["lines"] = gr.ImageEditor(
-            value=Image.new("RGB", CANVAS, "white"),
+            value=Image.new("RGB", SHEET, "white"),
             type="pil",
             label="Lines, dark on white · 线稿（白底深色）",
             sources=("upload", "clipboard"),
             transforms=(),
             layers=False,
-            canvas_size=CANVAS,
+            canvas_size=SHEET,
             fixed_canvas=True,
-            brush=gr.Brush(default_size=6, colors=["#000000"], color_mode="fixed"),
+            brush=gr.Brush(default_size=3, colors=["#000000"], color_mode="fixed"),
             elem_id="lines",
             visible=together.looks,
         )

@@ -314,7 +314,9 @@ class EmptyStudio:
     """A page with nothing on it."""
 
     def page(self):
-        return gradio.Blocks(analytics_enabled=False)
+        with gradio.Blocks(analytics_enabled=False) as page:
+            gradio.Markdown("nothing")
+        return page
 
 
 def test_without_its_packages_or_its_port_it_ends_in_one_line(monkeypatch, tmp_path):
