@@ -13,6 +13,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -400,15 +401,13 @@ def serve(studio: Studio, host: str, port: int, waiting: int) -> str:
     return str(address)
 
 
-class _refusing:  # noqa: N801 - a context manager
-    """What a visitor asked and cannot have ends in one line on the page."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
-        if isinstance(error, (UserError, ValueError)):
-            raise gr.Error(str(error), print_exception=False) from None
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a visitor asked for and cannot have ends in one line on the page."""
+    try:
+        yield
+    except (UserError, ValueError) as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def _look(state: dict) -> None:
