@@ -122,7 +122,7 @@ def screenshots(request):
     def keep(page, name):
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=Path(folder) / f"{name}.png")
+            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
     return keep
 
