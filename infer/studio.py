@@ -1,7 +1,7 @@
-"""A page to draw on (Gradio): words, pictures, lines; what is predicted is shown while it is drawn.
+"""What the studio's page does: words, pictures and lines are drawn, what is predicted is shown meanwhile.
 
-Needs the extra `studio`. Everything that a visitor sends is bounded here or by the page's components, which Gradio
-checks on the server; nothing on the server's disk but pictures drawn or sent by visitors can be fetched.
+Needs the extra `studio`. Everything that a visitor sends is bounded here or by the components of `studio_page`, which
+Gradio checks on the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from PIL import Image
 
 from mindpangu.config import load
 from mindpangu.data.examples import parse_size
-from mindpangu.diffusion import SAMPLERS
 from mindpangu.errors import UserError
 from mindpangu.infer.artist import Artist, Job, Preview
 from mindpangu.infer.control import stand_in
@@ -34,19 +33,9 @@ from mindpangu.infer.files import encoded, parameters, read_settings
 from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw
 from mindpangu.infer.source import Source
 
-MAX_TEXT, MAX_STEPS, MAX_PICTURES, MAX_SEED = 1000, 100, 4, 2**32 - 1
-MAX_UPLOAD, MAX_PIXELS = "10mb", 4096 * 4096
+MAX_TEXT, MAX_SEED = 1000, 2**32 - 1
 KEPT = 24  # pictures of a visitor's history
-CANVAS, SHEET = (512, 512), (256, 256)  # of the first tab, and for lines: the larger, the longer a browser sends it
 WARM_STEPS = 3  # enough for each expert's turn
-KEEP_FILES = (3600, 24 * 3600)  # seconds: look for files to delete every so often, delete those as old as this
-
-CSS = """
-.pictures {display: flex; flex-wrap: wrap; gap: 8px; min-height: 20rem; align-content: flex-start}
-.pictures img {flex: 1 1 45%; min-width: 45%; max-width: 100%; object-fit: contain; border-radius: 8px}
-.pictures.coming img {opacity: 0.85}
-"""
-HEAD = "MindPanGu Studio"
 STARTED = "drawing; what is new in shape is compiled first · 绘制中；新的形状需先编译"
 
 Editor = Optional[Mapping[str, Any]]  # what ImageEditor gives: background, layers, composite
@@ -80,7 +69,7 @@ class Studio:
             UserError: a model or the recipe is absent, damaged or unfit.
         """
         self.artist: Artist[Opened] = Artist(lambda: open_models(model, recipe, device))
-        self._models = self.artist.models()
+        self.models = self.artist.models()
         self._jobs: dict[str, Job[Opened]] = {}  # a visitor's, under way
         self._folder = tempfile.TemporaryDirectory(prefix="mindpangu-studio-")
         self.artist.draw(lambda models, _: models.pipeline("a", steps=WARM_STEPS, on_step=_look))
@@ -156,8 +145,8 @@ class Studio:
         with _refusing():
             prompt = _text(prompt)
             seed = _seed(random, seed)
-            drawn = lines["composite"] if self._models.together.looks and lines else None
-            if self._models.together.looks and (drawn is None or not np.ptp(np.asarray(drawn.convert("L")))):
+            drawn = lines["composite"] if self.models.together.looks and lines else None
+            if self.models.together.looks and (drawn is None or not np.ptp(np.asarray(drawn.convert("L")))):
                 raise UserError("draw some lines first · 请先画线条")
         yield from self._watched(work, prompt, seed, history, request)
 
@@ -184,14 +173,14 @@ class Studio:
                     if isinstance(event, Preview):
                         first = seconds if math.isnan(first) else first
                         line = f"{event.step}/{event.steps}"
-                        shown = _pictures([_data(image) for image in event.images], prompt, coming=True)
+                        shown = pictures_html([_data(image) for image in event.images], prompt, coming=True)
                         yield shown, line, seed, gr.skip(), gr.skip()
                     else:
                         history = self._remembered(event, history)
                         line = f"{seconds:.1f} s; first preview · 首次预览 {first:.2f} s; seed · 种子 {seed}"
                         if "stopped_after" in event[0].settings:
                             line = f"stopped after step · 停在第 {event[0].settings['stopped_after']} 步; {line}"
-                        pictures = _pictures([_file(one) for one in event], prompt)
+                        pictures = pictures_html([_file(one) for one in event], prompt)
                         yield pictures, line, seed, history, gr.Gallery(history, selected_index=None)
         finally:
             job.stop()  # a visitor who has gone is not drawn for
@@ -205,11 +194,12 @@ class Studio:
             path = Path(self._folder.name) / f"{secrets.token_hex(8)}.png"
             path.write_bytes(encoded(drawing))
             files.append((str(path), drawing.prompt))
-        self._forget(history[KEPT - len(files) :])
+        self.forget(history[KEPT - len(files) :])
         return [*files, *history[: KEPT - len(files)]]
 
     @staticmethod
-    def _forget(history: History) -> None:
+    def forget(history: History) -> None:
+        """Delete the files of pictures that a visitor no longer has."""
         for path, _ in history:
             Path(path).unlink(missing_ok=True)
 
@@ -235,7 +225,7 @@ class Studio:
             values = (
                 said["prompt"],
                 said.get("negative", ""),
-                said["size"] if said["size"] in self._models.pipeline.spec.sizes else gr.skip(),
+                said["size"] if said["size"] in self.models.pipeline.spec.sizes else gr.skip(),
                 list(styles),
                 next(iter(styles.values()), gr.skip()),
                 said.get("guidance", gr.skip()),
@@ -253,152 +243,6 @@ class Studio:
             if not path:
                 raise UserError("click a picture of the history first · 请先在历史中点选一张图")
             return {"background": path, "layers": [], "composite": path}
-
-    # ---- The page --------------------------------------------------------------------------------------------------
-
-    def page(self) -> gr.Blocks:
-        """All of it."""
-        spec = self._models.pipeline.spec
-        with gr.Blocks(title=HEAD, analytics_enabled=False, delete_cache=KEEP_FILES) as page:
-            history, chosen = gr.State([], delete_callback=self._forget), gr.State(None)
-            gr.Markdown(f"# {HEAD}\n{spec.name}: 用中文或英文描述要画的图 · say in Chinese or English what to draw")
-            with gr.Row():
-                with gr.Column():
-                    with gr.Tab("Draw · 文生图", id="draw"):
-                        words, button = self._draw_tab()
-                    with gr.Tab("Coop · 协同", id="coop"):
-                        lines, coop_button = self._coop_tab()
-                with gr.Column():
-                    pictures = gr.HTML(_pictures([], ""), elem_id="pictures")
-                    line = gr.Textbox(label="Progress · 进度", interactive=False, elem_id="progress", max_lines=2)
-                    stop = gr.Button("Stop · 停止", variant="stop", elem_id="stop")
-                    gallery = gr.Gallery(
-                        label="History · 历史",
-                        columns=6,
-                        fit_columns=False,
-                        height=220,
-                        allow_preview=False,
-                        elem_id="history",
-                        interactive=False,
-                    )
-                    settings = gr.Textbox(label="Settings · 参数", lines=3, interactive=False, elem_id="settings")
-                    with gr.Row():
-                        again = gr.Button("Use these settings · 用此参数", elem_id="again")
-                        start = gr.Button("Start from it · 以此图开始", elem_id="start")
-            for pressed, fields, function in (
-                (button, words, self.draw),
-                (coop_button, lines, self.draw_together),
-            ):
-                seed = fields["seed"]
-                pressed.click(
-                    function,
-                    [*fields.values(), history],
-                    [pictures, line, seed, history, gallery],
-                    show_progress="minimal",
-                    show_progress_on=line,
-                    concurrency_id="artist",
-                    api_visibility="private",
-                )
-            stop.click(self.stop, None, line, queue=False, show_progress="hidden", api_visibility="private")
-            gallery.select(self.chosen, history, [chosen, settings], queue=False, api_visibility="private")
-            until_seed = list(words.values())[: list(words).index("seed") + 1]
-            again.click(self.again, chosen, until_seed, queue=False, api_visibility="private")
-            start.click(self.onto_canvas, chosen, words["canvas"], queue=False, api_visibility="private")
-        return page
-
-    def _draw_tab(self) -> tuple[dict[str, Any], gr.Button]:
-        """The fields of `draw`, in its order."""
-        spec = self._models.pipeline.spec
-        fields: dict[str, Any] = {"prompt": _prompt("prompt")}
-        fields["negative"] = gr.Textbox(label="Keep away from · 反向提示词", max_length=MAX_TEXT, elem_id="negative")
-        button = gr.Button("Draw · 绘制", variant="primary", elem_id="draw")
-        with gr.Row():
-            fields["size"] = gr.Dropdown(list(spec.sizes), value=spec.default_size, label="Size · 尺寸", elem_id="size")
-            fields["styles"] = gr.CheckboxGroup(
-                list(spec.styles), value=list(spec.default_styles), label="Styles · 风格", visible=bool(spec.styles)
-            )
-            fields["weight"] = gr.Slider(
-                0, 5, 1, step=0.1, label="Their weight · 风格权重", visible=bool(spec.styles), elem_id="weight"
-            )
-        with gr.Row():
-            fields["guidance"] = gr.Slider(
-                1, 20, spec.default_guidance, step=0.1, label="Guidance · 引导强度", elem_id="guidance"
-            )
-            fields["steps"] = _steps("steps")
-            fields["sampler"] = gr.Dropdown(list(SAMPLERS), value="euler", label="Sampler · 采样器", elem_id="sampler")
-        with gr.Row():
-            fields["random"], fields["seed"] = _seeds("seed")
-            fields["n"] = gr.Slider(1, MAX_PICTURES, 1, step=1, label="Pictures · 张数", precision=0, elem_id="n")
-        with gr.Accordion("From a picture; brush what to draw anew · 图生图 / 局部重绘", open=False):
-            fields["canvas"] = gr.ImageEditor(
-                type="pil",
-                label="A picture · 图片",
-                sources=("upload", "clipboard"),
-                transforms=(),
-                layers=False,
-                canvas_size=CANVAS,
-                brush=gr.Brush(default_size=24, colors=["#ff3366"], color_mode="fixed"),
-                elem_id="canvas",
-            )
-            fields["strength"] = gr.Slider(
-                0.05, 1, 0.6, step=0.05, label="How far from it · 重绘幅度", elem_id="strength"
-            )
-        return fields, button
-
-    def _coop_tab(self) -> tuple[dict[str, Any], gr.Button]:
-        """The fields of `draw_together`, in its order."""
-        together = self._models.together
-        output = together.config.output
-        other, influence = next(iter(together.config.weights[output].items()))
-        gr.Markdown(f"{' + '.join(member.model for member in together.config.members.values())}: {output} ← {other}")
-        fields: dict[str, Any] = {"prompt": _prompt("coop-prompt")}
-        button = gr.Button("Draw together · 协同绘制", variant="primary", elem_id="coop-draw")
-        fields["lines"] = gr.ImageEditor(
-            value=Image.new("RGB", SHEET, "white"),
-            type="pil",
-            label="Lines, dark on white · 线稿（白底深色）",
-            sources=("upload", "clipboard"),
-            transforms=(),
-            layers=False,
-            canvas_size=SHEET,
-            fixed_canvas=True,
-            brush=gr.Brush(default_size=3, colors=["#000000"], color_mode="fixed"),
-            elem_id="lines",
-            visible=together.looks,
-        )
-        fields["share"] = gr.Slider(
-            0, 1, influence.share, step=0.05, label=f"d: share of {other} · {other} 的占比", elem_id="share"
-        )
-        with gr.Row():
-            fields["steps"] = _steps("coop-steps")
-            fields["random"], fields["seed"] = _seeds("coop-seed")
-        return fields, button
-
-
-def serve(studio: Studio, host: str, port: int, waiting: int) -> str:
-    """Open the page at http://host:port and return its address; at most `waiting` drawings wait in the queue.
-
-    Raises:
-        UserError: the port is taken, or the host is none of this machine's.
-    """
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many
-    page = studio.page().queue(max_size=waiting, default_concurrency_limit=1, api_open=False)
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            show_error=True,
-            max_file_size=MAX_UPLOAD,
-            footer_links=[],
-            ssr_mode=False,
-            css=CSS,
-        )
-    except OSError as error:
-        raise UserError(f"{host}:{port}: the page cannot be served there ({error}); choose another --port") from None
-    return str(address)
 
 
 @contextmanager
@@ -437,25 +281,6 @@ def _source(canvas: Editor, sides: tuple[int, int]) -> Optional[Source]:
     return Source.open(picture, mask, sides)
 
 
-def _prompt(name: str) -> gr.Textbox:
-    return gr.Textbox(
-        label="Prompt · 提示词",
-        placeholder="一只狐狸, 3D风格 · a red apple on a yellow background",
-        max_length=MAX_TEXT,
-        lines=2,
-        elem_id=name,
-    )
-
-
-def _steps(name: str) -> gr.Slider:
-    return gr.Slider(1, MAX_STEPS, 30, step=1, label="Steps · 步数", precision=0, elem_id=name)
-
-
-def _seeds(name: str) -> tuple[gr.Checkbox, gr.Number]:
-    number = gr.Number(0, label="Seed · 种子", precision=0, minimum=0, maximum=MAX_SEED, elem_id=name)
-    return gr.Checkbox(True, label="Random · 随机", elem_id=f"{name}-random"), number
-
-
 def _data(image: Image.Image) -> str:
     """A preview as a data URL."""
     buffer = BytesIO()
@@ -468,6 +293,7 @@ def _file(drawing: Drawing) -> str:
     return f"data:image/png;base64,{base64.b64encode(encoded(drawing)).decode()}"
 
 
-def _pictures(urls: list[str], prompt: str, coming: bool = False) -> str:
+def pictures_html(urls: list[str], prompt: str, coming: bool = False) -> str:
+    """Pictures beside each other; `coming`: they are not finished."""
     images = "".join(f'<img src="{url}" alt="{html.escape(prompt, quote=True)}">' for url in urls)
     return f'<div class="pictures{" coming" if coming else ""}">{images}</div>'

@@ -32,10 +32,11 @@ def studio(
         raise UserError("the page needs Gradio (Python 3.10 or later): pip install 'mindpangu[studio]'")
     with tempfile.TemporaryDirectory(prefix="mindpangu-uploads-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # what visitors send and fetch goes with the page
-        from mindpangu.infer.studio import Studio, serve
+        from mindpangu.infer.studio import Studio
+        from mindpangu.infer.studio_page import build, serve
 
         recipe = coop or Path(str(files("mindpangu.configs"))) / "infer" / RECIPE
-        address = serve(Studio(model, recipe, device), host, port, queue)
+        address = serve(build(Studio(model, recipe, device)), host, port, queue)
         print(f"{address} (Ctrl+C ends it)", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what visitors sent is deleted then, too
         while True:

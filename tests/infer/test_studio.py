@@ -310,33 +310,26 @@ def called(address, config, button, changes):
     return answers
 
 
-class EmptyStudio:
-    """A page with nothing on it."""
-
-    def page(self):
-        with gradio.Blocks(analytics_enabled=False) as page:
-            gradio.Markdown("nothing")
-        return page
-
-
 def test_without_its_packages_or_its_port_it_ends_in_one_line(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
     from mindpangu.cli import studio
     from mindpangu.cli.main import app
     from mindpangu.errors import UserError
-    from mindpangu.infer.studio import serve
+    from mindpangu.infer.studio_page import serve
 
     with monkeypatch.context() as patch:
         patch.setattr(studio, "find_spec", lambda name: None)
         done = CliRunner().invoke(app, ["studio"])
         assert isinstance(done.exception, UserError) and "pip install 'mindpangu[studio]'" in str(done.exception)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which `serve` lowers
+    with gradio.Blocks(analytics_enabled=False) as nothing:
+        gradio.Markdown("nothing")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match=r"the page cannot be served there .*; choose another --port"):
-            serve(EmptyStudio(), "127.0.0.1", taken.getsockname()[1], 1)
+            serve(nothing, "127.0.0.1", taken.getsockname()[1], 1)
     recipe = tmp_path / "alone.yaml"
     recipe.write_text("members: {a: {model: emoji-128}}\noutput: a\nweights: {}\n")
     done = CliRunner().invoke(app, ["studio", "--coop", str(recipe)])
