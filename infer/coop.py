@@ -196,6 +196,7 @@ class CoopDraw:
         self.models = [models[member.model] for member in config.members.values()]
         self.output = self.names.index(config.output)
         self.requests = [self._request(name, model, line) for name, model in zip(self.names, self.models)]
+        self._cards = _cards(config)
         self._nets: dict[Path, Any] = {}  # learned bridges, by folder
         self._by_picture: dict[tuple[int, int], ImageBridge] = {}  # a new one would be compiled anew
         self.sides = [self._canvas(i) for i in range(len(self.names))]
@@ -317,11 +318,7 @@ class CoopDraw:
     @property
     def digest(self) -> str:
         """What tells recipes apart: the members' weights, those of their ControlNets and bridges, and who does what."""
-        folders = [one.net / "controlnet.safetensors" for m in self.config.members.values() for one in m.controls]
-        rows = self.config.weights.values()
-        folders += [one.bridge / "bridge.safetensors" for row in rows for one in row.values() if one.bridge]
-        cards = [read_card(zoo.locate(folder.parent) / folder.name) for folder in folders]
-        content = repr((dump(self.config), [model.digest for model in self.models], cards))
+        content = repr((dump(self.config), [model.digest for model in self.models], self._cards))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def weigh(self, weights: dict[str, dict[str, Influence]]) -> None:
@@ -407,6 +404,15 @@ class CoopDraw:
             "coop": dump(self.config),
             "controls": {name: looked for name, looked in controls.items() if looked},
         }
+
+
+def _cards(config: CoopConfig) -> list[dict[str, Any]]:
+    """What the sidecars of a recipe's ControlNets and bridges say. Raises: UserError."""
+    files = [one.net / "controlnet.safetensors" for member in config.members.values() for one in member.controls]
+    files += [
+        one.bridge / "bridge.safetensors" for row in config.weights.values() for one in row.values() if one.bridge
+    ]
+    return [read_card(zoo.locate(file.parent) / file.name) for file in files]
 
 
 def _latent_model(name: str, device: str) -> PanGuDraw:
