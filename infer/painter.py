@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mindpangu.config import load
 from mindpangu.data.examples import parse_size
@@ -45,16 +46,14 @@ class Painter:
         if row.coop is None:
             check(self._request(pictures), self.model.spec)
         else:
-            self._together(row.coop, pictures[:1])
+            self._together(row.coop, pictures[:1]).asked(**_asked(pictures[:1]))
 
     def draw(self, pictures: Sequence[Picture]) -> list[Drawing]:
         """Pictures of alike rows, drawn together."""
         row = pictures[0].row
         if row.coop is None:
             return list(self.model.draw(self._request(pictures)))
-        together, request = self._together(row.coop, pictures)
-        options = {key: getattr(request, key) for key in ("seed", "indices", "steps", "sampler", "sigmas", "batch")}
-        return together(request.prompts, **options)
+        return self._together(row.coop, pictures)(**_asked(pictures))
 
     def _request(self, pictures: Sequence[Picture]) -> Request:
         row, spec = pictures[0].row, self.model.spec
@@ -66,20 +65,14 @@ class Painter:
             except ValueError as error:
                 raise UserError(str(error)) from None
         return Request(
-            tuple(picture.row.prompt for picture in pictures),
-            size,
-            spec.default_guidance if row.guidance is None else row.guidance,
-            steps=row.steps,
+            size=size,
+            guidance=spec.default_guidance if row.guidance is None else row.guidance,
             styles=row.styles or spec.default_styles,
             negative=row.negative,
-            seed=tuple(picture.row.seed for picture in pictures),
-            indices=tuple(picture.index for picture in pictures),
-            sampler=row.sampler,
-            sigmas=row.sigmas,
             rescale=row.rescale,
             source=source,
             strength=row.strength,
-            batch=len(pictures),
+            **_asked(pictures),
         )
 
     def _recipe(self, row: Row, recipe: Path) -> CoopDraw:
@@ -87,23 +80,27 @@ class Painter:
             self._recipes[recipe] = CoopDraw(load(recipe, CoopConfig), row.line, self.device, self._models)
         return self._recipes[recipe]
 
-    def _together(self, recipe: Path, pictures: Sequence[Picture]) -> tuple[CoopDraw, Request]:
-        """The recipe's models, looking at the pictures' lines, and what they are asked for."""
-        row = pictures[0].row
-        together = self._recipe(row, recipe)
+    def _together(self, recipe: Path, pictures: Sequence[Picture]) -> CoopDraw:
+        """The recipe's models, looking at the pictures' lines."""
+        together = self._recipe(pictures[0].row, recipe)
         lines = [picture.row.line for picture in pictures if picture.row.line is not None]
         if bool(lines) != together.looks:
             needed = "a member looks at a picture: name it in" if together.looks else "nobody looks at a picture: empty"
             raise UserError(f"{recipe}: {needed} the column line")
         if lines:
             together.look_at(lines)
-        request = together.asked(
-            [picture.row.prompt for picture in pictures],
-            seed=[picture.row.seed for picture in pictures],
-            indices=tuple(picture.index for picture in pictures),
-            steps=row.steps,
-            sampler=row.sampler,
-            sigmas=row.sigmas,
-            batch=len(pictures),
-        )
-        return together, request
+        return together
+
+
+def _asked(pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What alike rows' pictures are asked for, but for what a recipe says."""
+    row = pictures[0].row
+    return {
+        "prompts": tuple(picture.row.prompt for picture in pictures),
+        "seed": tuple(picture.row.seed for picture in pictures),
+        "indices": tuple(picture.index for picture in pictures),
+        "steps": row.steps,
+        "sampler": row.sampler,
+        "sigmas": row.sigmas,
+        "batch": len(pictures),
+    }

@@ -173,29 +173,30 @@ class Studio:
                     if isinstance(event, Preview):
                         first = seconds if math.isnan(first) else first
                         line = f"{event.step}/{event.steps}"
-                        shown = pictures_html([_data(image) for image in event.images], prompt, coming=True)
+                        shown = pictures_html([_preview(image) for image in event.images], prompt, coming=True)
                         yield shown, line, seed, gr.skip(), gr.skip()
                     else:
-                        history = self._remembered(event, history)
+                        files = [encoded(one) for one in event]
+                        history = self._remembered(files, prompt, history)
                         line = f"{seconds:.1f} s; first preview · 首次预览 {first:.2f} s; seed · 种子 {seed}"
                         if "stopped_after" in event[0].settings:
                             line = f"stopped after step · 停在第 {event[0].settings['stopped_after']} 步; {line}"
-                        pictures = pictures_html([_file(one) for one in event], prompt)
+                        pictures = pictures_html([_url(one, "png") for one in files], prompt)
                         yield pictures, line, seed, history, gr.Gallery(history, selected_index=None)
         finally:
             job.stop()  # a visitor who has gone is not drawn for
             if self._jobs.get(session) is job:
                 del self._jobs[session]
 
-    def _remembered(self, drawings: list[Drawing], history: History) -> History:
+    def _remembered(self, files: list[bytes], prompt: str, history: History) -> History:
         """The history with these before all others, what fell out of it deleted."""
-        files: History = []
-        for drawing in drawings:
+        new: History = []
+        for content in files:
             path = Path(self._folder.name) / f"{secrets.token_hex(8)}.png"
-            path.write_bytes(encoded(drawing))
-            files.append((str(path), drawing.prompt))
-        self.forget(history[KEPT - len(files) :])
-        return [*files, *history[: KEPT - len(files)]]
+            path.write_bytes(content)
+            new.append((str(path), prompt))
+        self.forget(history[KEPT - len(new) :])
+        return [*new, *history[: KEPT - len(new)]]
 
     @staticmethod
     def forget(history: History) -> None:
@@ -218,9 +219,7 @@ class Studio:
     def again(self, path: Optional[str]) -> list[Any]:
         """The settings of the chosen picture for the first tab's fields, in their order up to the seed."""
         with _refusing():
-            if not path:
-                raise UserError("click a picture of the history first · 请先在历史中点选一张图")
-            said = read_settings(Path(path))
+            said = read_settings(_clicked(path))
             styles = said.get("styles", {})
             values = (
                 said["prompt"],
@@ -240,9 +239,8 @@ class Studio:
     def onto_canvas(path: Optional[str]) -> dict[str, Any]:
         """The chosen picture as the one to start from."""
         with _refusing():
-            if not path:
-                raise UserError("click a picture of the history first · 请先在历史中点选一张图")
-            return {"background": path, "layers": [], "composite": path}
+            picture = str(_clicked(path))
+            return {"background": picture, "layers": [], "composite": picture}
 
 
 @contextmanager
@@ -270,27 +268,32 @@ def _seed(random: bool, seed: Optional[int]) -> int:
     return secrets.randbelow(MAX_SEED + 1) if random or seed is None else int(seed)
 
 
+def _clicked(path: Optional[str]) -> Path:
+    if not path:
+        raise UserError("click a picture of the history first · 请先在历史中点选一张图")
+    return Path(path)
+
+
 def _source(canvas: Editor, sides: tuple[int, int]) -> Optional[Source]:
     """What the first tab's canvas holds: a picture, and where it was brushed. None where it is empty."""
-    picture = canvas.get("background") if canvas else None
-    if picture is None or not canvas:
+    if not canvas or canvas.get("background") is None:
         return None
+    picture = canvas["background"]
     brushed = [np.asarray(layer.convert("RGBA").resize(picture.size))[..., 3] > 0 for layer in canvas.get("layers", ())]
     where = np.any(brushed, axis=0) if brushed else np.zeros(1, bool)
     mask = Image.fromarray(where.astype(np.uint8) * 255) if where.any() else None
     return Source.open(picture, mask, sides)
 
 
-def _data(image: Image.Image) -> str:
-    """A preview as a data URL."""
+def _preview(image: Image.Image) -> str:
     buffer = BytesIO()
     image.save(buffer, format="WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _url(buffer.getvalue(), "webp")
 
 
-def _file(drawing: Drawing) -> str:
-    """A finished picture with its settings as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(encoded(drawing)).decode()}"
+def _url(content: bytes, kind: str) -> str:
+    """A picture file as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def pictures_html(urls: list[str], prompt: str, coming: bool = False) -> str:

@@ -105,16 +105,7 @@ def _draw_tab(spec: PipelineSpec) -> tuple[dict[str, Any], gr.Button]:
         fields["random"], fields["seed"] = _seeds("seed")
         fields["n"] = gr.Slider(1, MAX_PICTURES, 1, step=1, label="Pictures · 张数", precision=0, elem_id="n")
     with gr.Accordion("From a picture; brush what to draw anew · 图生图 / 局部重绘", open=False):
-        fields["canvas"] = gr.ImageEditor(
-            type="pil",
-            label="A picture · 图片",
-            sources=("upload", "clipboard"),
-            transforms=(),
-            layers=False,
-            canvas_size=CANVAS,
-            brush=gr.Brush(default_size=24, colors=["#ff3366"], color_mode="fixed"),
-            elem_id="canvas",
-        )
+        fields["canvas"] = _canvas("canvas", "A picture · 图片", CANVAS, 24, "#ff3366")
         fields["strength"] = gr.Slider(0.05, 1, 0.6, step=0.05, label="How far from it · 重绘幅度", elem_id="strength")
     return fields, button
 
@@ -126,19 +117,8 @@ def _coop_tab(together: CoopDraw) -> tuple[dict[str, Any], gr.Button]:
     gr.Markdown(f"{' + '.join(member.model for member in together.config.members.values())}: {output} ← {other}")
     fields: dict[str, Any] = {"prompt": _prompt("coop-prompt")}
     button = gr.Button("Draw together · 协同绘制", variant="primary", elem_id="coop-draw")
-    fields["lines"] = gr.ImageEditor(
-        value=Image.new("RGB", SHEET, "white"),
-        type="pil",
-        label="Lines, dark on white · 线稿（白底深色）",
-        sources=("upload", "clipboard"),
-        transforms=(),
-        layers=False,
-        canvas_size=SHEET,
-        fixed_canvas=True,
-        brush=gr.Brush(default_size=3, colors=["#000000"], color_mode="fixed"),
-        elem_id="lines",
-        visible=together.looks,
-    )
+    sheet = {"value": Image.new("RGB", SHEET, "white"), "fixed_canvas": True, "visible": together.looks}
+    fields["lines"] = _canvas("lines", "Lines, dark on white · 线稿（白底深色）", SHEET, 3, "#000000", **sheet)
     fields["share"] = gr.Slider(
         0, 1, influence.share, step=0.05, label=f"d: share of {other} · {other} 的占比", elem_id="share"
     )
@@ -181,6 +161,20 @@ def _prompt(name: str) -> gr.Textbox:
         max_length=MAX_TEXT,
         lines=2,
         elem_id=name,
+    )
+
+
+def _canvas(name: str, label: str, size: tuple[int, int], brush: int, color: str, **more: Any) -> gr.ImageEditor:
+    return gr.ImageEditor(
+        type="pil",
+        label=label,
+        sources=("upload", "clipboard"),
+        transforms=(),
+        layers=False,
+        canvas_size=size,
+        brush=gr.Brush(default_size=brush, colors=[color], color_mode="fixed"),
+        elem_id=name,
+        **more,
     )
 
 

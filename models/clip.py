@@ -170,10 +170,8 @@ class SelfAttentionB(nn.Cell):
         rows = x.reshape((n * length, width))
         packed = self.matmul(rows, widened(self.in_proj_weight, x)) + self.in_proj_bias
         if self.adapted:
-            downs, ups = (
-                self.matmul(rows, self.in_proj_lora_down).chunk(3, axis=-1),
-                self.in_proj_lora_up.chunk(3, axis=0),
-            )
+            downs = self.matmul(rows, self.in_proj_lora_down).chunk(3, axis=-1)
+            ups = self.in_proj_lora_up.chunk(3, axis=0)
             updates = mops.concat([self.matmul(down, up) for down, up in zip(downs, ups)], -1)
             packed = packed + self.lora_scale * updates
         q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
