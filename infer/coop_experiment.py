@@ -20,7 +20,7 @@ from mindpangu.config import load
 from mindpangu.data import manifest
 from mindpangu.data.examples import parse_size, read_picture
 from mindpangu.data.lines import LINE_STYLE, edges
-from mindpangu.data.scenes import FILL
+from mindpangu.data.scenes import SIZES
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopConfig, CoopDraw
 from mindpangu.infer.judge import SIDE, Galleries, Pictures, prompt_for
@@ -95,7 +95,7 @@ class Case:
 
 def on_canvas(art: Image.Image, side: int = 3 * SIDE) -> Image.Image:
     """A line drawing of the data set, as large on white as the pictures are."""
-    inner = round(side * FILL)
+    inner = round(side * SIZES[""])
     canvas = Image.new("RGB", (side, side), "white")
     placed = art.resize((inner, inner), Image.Resampling.LANCZOS)
     canvas.paste(placed, ((side - inner) // 2,) * 2, placed)

@@ -12,7 +12,7 @@ import numpy as np
 from mindpangu.data import manifest
 from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
-from mindpangu.data.scenes import FILL, Placed, Scene, cell, nearest_colour
+from mindpangu.data.scenes import Scene, Thing, cell, nearest_colour
 from mindpangu.errors import UserError
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.features import Judge
@@ -57,8 +57,7 @@ class Pictures:
         """(side, side, 3) uint8."""
         examples = self.examples[record.split]
         index = self.places[record.file]
-        scene = Scene(side, side, background, (Placed(index, "middle", side / 2, side / 2, round(side * FILL)),))
-        return examples.image(scene)
+        return examples.image(Scene(side, side, background, (Thing(index),)))
 
 
 def round_trip(model: PanGuDraw, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -173,12 +172,8 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
 
     real = []
     for colour, parts in scenes:
-        placed = []
-        for number, place in parts:
-            x, y, free = cell(SIDE, SIDE, place, 2)
-            index = pictures.places[pool[number].file]
-            placed.append(Placed(index, place, x, y, round(free * FILL)))
-        real.append(pictures.examples["train"].image(Scene(SIDE, SIDE, colour, tuple(placed))))
+        things = tuple(Thing(pictures.places[pool[number].file], place) for number, place in parts)
+        real.append(pictures.examples["train"].image(Scene(SIDE, SIDE, colour, things)))
     result: dict[str, Any] = {"scenes": count, "style": style, "real": check(real)}
     for language in LANGUAGES:
         prompts = [

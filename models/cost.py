@@ -78,8 +78,8 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
     Element-wise operators are taken as fused into their neighbours.
     """
     widths = [spec.model_channels * mult for mult in spec.channel_mult]
-    embedding, last = 4 * spec.model_channels, len(widths) - 1
-    sizes = [(height >> level, width >> level) for level in range(len(widths))]
+    embedding, last, patch = 4 * spec.model_channels, len(widths) - 1, spec.patch
+    sizes = [(height // patch >> level, width // patch >> level) for level in range(len(widths))]
 
     def block(name: str, inner: int, level: int, depth: int) -> Iterator[Layer]:
         yield from _res_block(f"{name}.0", batch, inner, widths[level], embedding, sizes[level])
@@ -93,7 +93,7 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
         yield dense("label_emb.0.0", batch, spec.vector_dim, embedding)
         yield dense("label_emb.0.2", batch, embedding, embedding)
     # Down.
-    yield conv("input_blocks.0.0", batch, spec.in_channels, widths[0], 3, sizes[0])
+    yield conv("input_blocks.0.0", batch, spec.in_channels * patch**2, widths[0], 3, sizes[0])
     channels, skips, number = widths[0], [widths[0]], 1
     for level, now in enumerate(widths):
         for _ in range(spec.num_res_blocks):
@@ -122,7 +122,7 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
                 )
             number += 1
     yield norm("out.0", batch * prod(sizes[0]), channels)
-    yield conv("out.2", batch, channels, spec.out_channels, 3, sizes[0])
+    yield conv("out.2", batch, channels, spec.out_channels * patch**2, 3, sizes[0])
 
 
 def _res_block(name: str, batch: int, inner: int, outer: int, embedding: int, size: Size) -> Iterator[Layer]:

@@ -17,7 +17,8 @@ class UNetSpec:
     `channel_mult[i]` × `model_channels` channels at downsampling 2^i, with `transformer_depth[i]` transformer blocks
     behind each residual block there (0: none); the middle has `middle_depth`, or where that is None the last level's.
     Attention has `head_dim` channels a head, or where that is 0 the same number of `heads` everywhere (SD 1.x).
-    `context_dim` 0: no cross-attention, `vector_dim` 0: no vector input.
+    `context_dim` 0: no cross-attention, `vector_dim` 0: no vector input. `patch` > 1: the net works on patches of so
+    many latents a side (arXiv 2212.09748), whose channels its first convolution takes and its last one gives.
     """
 
     in_channels: int
@@ -32,6 +33,7 @@ class UNetSpec:
     norm_groups: int = 32
     heads: int = 0
     middle_depth: Optional[int] = None
+    patch: int = 1
 
     def __post_init__(self) -> None:
         if (self.head_dim > 0) == (self.heads > 0):
@@ -61,7 +63,7 @@ class UNetSpec:
     @property
     def downsampling(self) -> int:
         """Latent sides must be multiples of this."""
-        return 2 ** (len(self.channel_mult) - 1)
+        return int(self.patch * 2 ** (len(self.channel_mult) - 1))
 
 
 @dataclass(frozen=True)

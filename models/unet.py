@@ -9,6 +9,7 @@ from mindspore import ops as mops
 
 from mindpangu import ops
 from mindpangu.models.layers import (
+    Conv2d,
     GroupNorm,
     GroupNormSiLU,
     LayerNorm,
@@ -17,6 +18,7 @@ from mindpangu.models.layers import (
     conv1x1,
     conv3x3,
     linear,
+    widened,
 )
 from mindpangu.models.spec import UNetSpec
 
@@ -135,6 +137,30 @@ class SpatialTransformer(nn.Cell):
         return x + self.proj_out(y).transpose((0, 2, 1)).reshape((n, c, h, w))
 
 
+class PatchEmbed(Conv2d):
+    """Patches of `patch`×`patch` latents onto channels (arXiv 2212.09748), then a 3×3 convolution."""
+
+    def __init__(self, patch: int, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels * patch**2, out_channels, 3, 1, 1, 1, "he_uniform")
+        self.patch = patch
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        return ops.conv2d(x, widened(self.weight, x), self.bias, 1, 1, 1)
+
+
+class Unpatch(Conv2d):
+    """A 3×3 convolution, which starts at zero, then its channels back onto patches of latents."""
+
+    def __init__(self, patch: int, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels * patch**2, 3, 1, 1, 1, "zeros")
+        self.patch = patch
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = ops.conv2d(x, widened(self.weight, x), self.bias, 1, 1, 1)
+        return mops.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+
+
 class Downsample(nn.Cell):
     """3×3 convolution with stride 2."""
 
@@ -172,7 +198,7 @@ class UNetEncoder(nn.Cell):
         return layers + ([SpatialTransformer(out_channels, depth, spec)] if depth else [])
 
     def _down(self, spec: UNetSpec, widths: list[int], embedding: int) -> tuple[nn.CellList, list[int]]:
-        stages = [nn.CellList([conv3x3(spec.in_channels, widths[0])])]
+        stages = [nn.CellList([PatchEmbed(spec.patch, spec.in_channels, widths[0])])]
         skips, channels = [widths[0]], widths[0]
         for level, width in enumerate(widths):
             for _ in range(spec.num_res_blocks):
@@ -221,7 +247,7 @@ class UNet(UNetEncoder):
             [
                 GroupNormSiLU(widths[0], spec.norm_groups, RES_EPS),
                 nn.Identity(),
-                conv3x3(widths[0], spec.out_channels, init="zeros"),
+                Unpatch(spec.patch, widths[0], spec.out_channels),
             ]
         )
 

@@ -15,48 +15,66 @@ from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, save_checkpoint, write_atomically
 from mindpangu.checkpoint.weights import half, unprefixed
+from mindpangu.data import manifest
 from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.examples import Examples, to_model
+from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
 from mindpangu.models.clip import ImageTower, text_tower
 from mindpangu.models.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
 from mindpangu.train.config import ClipTask, TrainConfig
+from mindpangu.train.teacher import WIDTH, features, free_texts
 
-CORPUS = 20000  # captions of each language that the tokenizers are trained on
+CORPUS = 20000  # scenes whose captions, in each language, the tokenizers are trained on
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP
-CANVAS = 128  # scenes are laid out at this size, then drawn at the image tower's
+CANVAS = 128  # scenes are laid out at this size, then drawn at the image encoder's
 SHOWN = 64  # scenes in the similarity matrix of `samples`
+NEIGHBOURS = 16  # scenes of one subgroup in the hard part of a batch
 
 
 class ClipLoss(nn.Cell):
-    """construct(images (N, 3, S, S), ids of tower A (2N, L), ids of tower B (2N, L)) -> the towers' mean loss.
+    """construct(images (N, 3, S, S), ids of each text encoder (2N + M, L), teacher (N + M, W)) -> the mean loss.
 
-    Rows 0 … N of the ids are the English captions, the rest the Chinese ones. A tower's loss is the mean symmetric
-    InfoNCE of picture–English, picture–Chinese and English–Chinese: the last pair makes the languages meet soon, where
-    an image tower that also starts from nothing takes long to tell the pictures apart.
+    Rows 0 … N of the ids are the English captions, then come the Chinese ones, then M free texts. An encoder's loss is
+    the mean symmetric InfoNCE of picture–English, picture–Chinese and English–Chinese (the last pair makes the
+    languages meet soon, where an image encoder that also starts from nothing takes long to tell the pictures apart),
+    and, with `distill`, 1 − cosine of a projection with the teacher's features, over captions and free texts.
     """
 
     def __init__(self, task: ClipTask) -> None:
         super().__init__()
         self.image = ImageTower(task.image)
         self.text_a, self.text_b = text_tower(task.text_a), text_tower(task.text_b)
-        # Tower A has no projection in PanGu-Draw; this one serves the training alone and is not exported.
-        width = task.text_a.width
-        self.projection_a = Parameter(
-            initializer(Normal(width**-0.5), (width, task.image.projection_dim)), name="projection_a"
-        )
+        # The first encoder has no projection in PanGu-Draw; this one serves the training alone and is not exported.
+        width, shared = task.text_a.width, task.image.projection_dim
+        self.projection_a = Parameter(initializer(Normal(width**-0.5), (width, shared)), name="projection_a")
         self.logit_scale = Parameter(Tensor(np.log(np.float32(1 / 0.07))), name="logit_scale")
+        self.weight = 0.0 if task.distill is None else task.distill.weight
+        if self.weight:
+            self.to_teacher_a = Parameter(initializer(Normal(shared**-0.5), (shared, WIDTH)), name="to_teacher_a")
+            self.to_teacher_b = Parameter(initializer(Normal(shared**-0.5), (shared, WIDTH)), name="to_teacher_b")
 
     def embed(self, images: Tensor, ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors of the pictures and of the texts by either tower."""
+        """Unit vectors of the pictures and of the texts by either encoder."""
         a = mops.matmul(self.text_a(ids_a)[1], self.projection_a)
         return unit(self.image(images)), unit(a), unit(self.text_b(ids_b)[1])
 
-    def construct(self, images: Tensor, ids_a: Tensor, ids_b: Tensor) -> Tensor:
+    def construct(self, images: Tensor, ids_a: Tensor, ids_b: Tensor, teacher: Tensor) -> Tensor:
         image, a, b = self.embed(images, ids_a, ids_b)
-        scale = mops.exp(mops.minimum(self.logit_scale, MAX_LOGIT_SCALE))
-        return 0.5 * (three_ways(image, a, scale) + three_ways(image, b, scale))
+        scale, n = mops.exp(mops.minimum(self.logit_scale, MAX_LOGIT_SCALE)), image.shape[0]
+        loss = 0.5 * (three_ways(image, a[: 2 * n], scale) + three_ways(image, b[: 2 * n], scale))
+        if self.weight:
+            of_rows = mops.concat((teacher[:n], teacher), 0)
+            far = distance(mops.matmul(a, self.to_teacher_a), of_rows)
+            far = far + distance(mops.matmul(b, self.to_teacher_b), of_rows)
+            loss = loss + self.weight * 0.5 * far
+        return loss
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """1 − cosine of the rows of x and the unit rows of y, in the mean."""
+    return 1.0 - (unit(x) * y).sum(-1).mean()
 
 
 def unit(x: Tensor) -> Tensor:
@@ -81,31 +99,52 @@ def contrast(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 class TrainClip:
-    """The `loop.Task` for the text towers."""
+    """The `loop.Task` for the text encoders."""
 
     def __init__(self, config: TrainConfig) -> None:
+        """Raises: UserError where the teacher is asked for and not installed."""
         assert config.clip is not None
         self.seed = config.context.seed
         assert config.data is not None
         self.examples = Examples(config.data, seed=self.seed)
+        self.free = [] if config.clip.distill is None else self._free_texts(config)
         self.tokenizers = self._tokenizers(config.clip, config.output_dir)
         self.task = replace(
             config.clip,
             text_a=fitted(config.clip.text_a, self.tokenizers[0]),
             text_b=fitted(config.clip.text_b, self.tokenizers[1]),
         )
+        subgroups = [self.examples.records[self.examples.first(i)].subgroup for i in range(self.task.scenes)]
+        self.subgroups = [np.flatnonzero(np.array(subgroups) == name) for name in sorted(set(subgroups))]
+        self.teacher = np.zeros((self.task.scenes, 1), np.float32)
+        if self.task.distill is not None:
+            plain = [self.examples.captions.plain(self._scene(i), "en") for i in range(self.task.scenes)]
+            self.teacher = features([*plain, *self.free], config.output_dir / "teacher.safetensors")
         self.loss_net = ClipLoss(self.task)
         self._shown = ClipLoss(self.task)
 
+    def _scene(self, index: int) -> Scene:
+        return self.examples.scene(index, (CANVAS, CANVAS))
+
+    @staticmethod
+    def _free_texts(config: TrainConfig) -> list[str]:
+        """Of every concept of the data set, trained on or not, and of the language at large."""
+        assert config.data is not None
+        assert config.clip is not None
+        assert config.clip.distill is not None
+        return free_texts(manifest.read(config.data.folder), config.clip.distill.words)
+
     def _tokenizers(self, task: ClipTask, folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
-        """Those in the run's folder, or new ones trained on captions of the training scenes."""
+        """Those in the run's folder, or new ones trained on captions of the training scenes and the free texts."""
         paths = folder / "tokenizer_a.json", folder / "tokenizer_b.json"
         if not all(path.exists() for path in paths):
             scenes = [self.examples.scene(i) for i in range(CORPUS)]
             corpus = [self.examples.caption(s, i, language) for i, s in enumerate(scenes) for language in LANGUAGES]
+            emoji = list(dict.fromkeys(noun.emoji for noun in self.examples.captions.nouns))
+            corpus += self.free
             trained = (
-                train_wordpiece(corpus, task.text_a.vocab_size),
-                train_byte_bpe(corpus, task.text_b.vocab_size),
+                train_wordpiece(corpus, task.text_a.vocab_size, emoji),
+                train_byte_bpe(corpus, task.text_b.vocab_size, emoji),
             )
             for path, tokenizer in zip(paths, trained):
                 write_atomically(path, tokenizer.to_str().encode())
@@ -117,27 +156,48 @@ class TrainClip:
         raise UserError(f"load_checkpoint {path}: text towers are trained from nothing; leave the key out")
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """Pictures at the image tower's size and ids of their captions, first in English, then in Chinese."""
-        numbers = range(nimg, nimg + count)
-        scenes = [self.examples.scene(i, (CANVAS, CANVAS)) for i in numbers]
-        prompts = [self.examples.caption(s, i, lang) for lang in LANGUAGES for s, i in zip(scenes, numbers)]
+        """Pictures, ids of their captions, English ones first, and of free texts, and the teacher's features."""
+        rng = np.random.default_rng([self.seed, nimg, 4])
+        numbers = self._chosen(rng, count)
+        scenes = [self._scene(i) for i in numbers]
+        prompts = [self.examples.caption(s, nimg + j, language) for language in LANGUAGES for j, s in enumerate(scenes)]
         scale = self.task.image.image_size / CANVAS
-        images = to_model([self.examples.image(s, scale) for s in scenes])
-        return images, self.tokenizers[0](prompts), self.tokenizers[1](prompts)
+        images, teacher = to_model([self.examples.image(s, scale) for s in scenes]), self.teacher[numbers]
+        if self.task.distill is not None:
+            free = rng.integers(len(self.free), size=self.task.distill.free_texts)
+            prompts += [self.free[i] for i in free]
+            teacher = np.concatenate([teacher, self.teacher[self.task.scenes + free]])
+        return images, self.tokenizers[0](prompts), self.tokenizers[1](prompts), teacher
+
+    def _chosen(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Numbers of scenes, a share of them from few subgroups; no concept comes twice unless there are too few."""
+        numbers: dict[str, int] = {}
+        hard = [
+            scene
+            for _ in range(round(count * self.task.hard_share) // NEIGHBOURS)
+            for scene in rng.permutation(self.subgroups[int(rng.integers(len(self.subgroups)))])[: 4 * NEIGHBOURS]
+        ]
+        for scene in (*hard, *rng.integers(self.task.scenes, size=4 * count)):
+            numbers.setdefault(self.examples.records[self.examples.first(int(scene))].concept, int(scene))
+        return (list(numbers.values()) * count)[:count]
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
-        """Similarities of SHOWN unseen scenes to their captions, a grey square a tower (columns) and language (rows).
+        """Similarities of SHOWN scenes to new captions of them, a grey square an encoder (columns) and language (rows).
 
         A good model shows diagonals.
         """
         load_into(self._shown.trainable_params(), weights, "the average")
-        heldout = 1 << 30  # far beyond any training image, so captions and layouts are new
-        image, a, b = self._shown.embed(*(Tensor(array) for array in self.batch(heldout, SHOWN)))
+        heldout = 1 << 30  # far beyond any training image, so the captions are new
+        image, a, b = self._shown.embed(*(Tensor(array) for array in self.batch(heldout, SHOWN)[:3]))
         columns = [
-            np.concatenate([image.asnumpy() @ half.T for half in np.split(text.asnumpy(), 2)]) for text in (a, b)
+            np.concatenate([image.asnumpy() @ half.T for half in np.split(text.asnumpy()[: 2 * SHOWN], 2)])
+            for text in (a, b)
         ]
         grey = np.clip(np.concatenate(columns, 1) * 127 + 127, 0, 255).astype(np.uint8)
         Image.fromarray(np.kron(grey, np.ones((6, 6), np.uint8))).save(path)
+
+    def heldout(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Not measured: there are no noise levels."""
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """text_a.safetensors and text_b.safetensors in fp16; the tokenizers are there already."""

@@ -106,7 +106,8 @@ class LRSchedule:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """How often (in images) to log, to draw samples and to write a checkpoint; each also happens at the end.
+    """How often (in images) to log, to draw samples, to measure the held-out loss by noise level and to write a
+    checkpoint; each also happens at the end.
 
     `keep_checkpoint_max`: how many checkpoints are kept; an older one goes only when a newer one has been read back.
     `tensorboard`: event files too (the extra `watch`).
@@ -114,6 +115,7 @@ class Callbacks:
 
     log_images: int = 1024
     sample_images: int = 16384
+    heldout_images: int = 16384
     checkpoint_images: int = 8192
     keep_checkpoint_max: int = 2
     tensorboard: bool = False
@@ -135,15 +137,32 @@ class VAETask:
 
 
 @dataclass(frozen=True)
+class DistillTask:
+    """Text encoders also learn a pretrained multilingual sentence encoder's features (arXiv 2004.09813).
+
+    Captions of either language learn those of the plainest English caption of their scene; `free_texts` a batch, drawn
+    from names, tags and `words` frequent words of each language, learn their own. `weight`: of this loss.
+    """
+
+    weight: float = 1.0
+    words: int = 12000
+    free_texts: int = 64
+
+
+@dataclass(frozen=True)
 class ClipTask:
-    """Train both text towers and one image tower by contrast (arXiv 2103.00020).
+    """Train both text encoders and one image encoder by contrast (arXiv 2103.00020), on `scenes` scenes of the data.
 
     Vocabulary sizes of the two specs are upper bounds for the tokenizers, which are trained on the same captions.
+    `hard_share`: share of a batch that comes from few subgroups, so that neighbours are told apart.
     """
 
     text_a: TextSpec
     text_b: TextSpec
     image: ImageTowerSpec
+    scenes: int = 32768
+    hard_share: float = 0.5
+    distill: Optional[DistillTask] = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +230,8 @@ class DiffusionTask:
     latent cache; their captions are drawn afresh each time. `encoded`: in place of both, a folder that `mindpangu data
     encode` made with the same parts; `prior`: beside it, another. `crop_share`: share of the batches that are cut to
     windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
-    `caption_dropout`: share of empty captions, for classifier-free guidance.
+    `caption_dropout`: share of empty captions, for classifier-free guidance. `t_sampling`: t is uniform in its range,
+    or the sigmoid of a Gaussian stretched over it (arXiv 2403.03206, section 3.1).
     """
 
     unet: UNetSpec
@@ -226,6 +246,7 @@ class DiffusionTask:
     lora: Optional[LoRATask] = None
     t_min: int = 0
     t_max: int = 1000
+    t_sampling: Literal["uniform", "logit_normal"] = "uniform"
     prediction: Literal["epsilon", "v", "x0"] = "v"
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     crop_share: float = 0.0

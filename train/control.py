@@ -64,6 +64,7 @@ class TrainControl(TrainDiffusion):
                 parameter.set_data(Tensor(base[parameter.name].astype(np.float32)))
         self.loss_net = ControlLoss(net, frozen(unet), self.task.prediction)
         self.spec, self._shown_net = spec, ControlNet(spec)
+        self.heldout_examples = None  # the held-out loss is one of UNets
 
     def start_from(self, path: Path) -> None:
         """Take the first weights from a controlnet.safetensors."""

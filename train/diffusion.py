@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
-from mindpangu.data.examples import Examples, to_pictures
+from mindpangu.data.examples import DataConfig, Examples, parse_size, to_pictures
 from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
@@ -30,10 +31,11 @@ from mindpangu.models.spec import TextSpec
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
 from mindpangu.train.config import TrainConfig
-from mindpangu.train.latents import Bucket, encode_scenes
+from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
 
 TOWERS = ("text_a", "text_b")
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
+BINS, HELDOUT = 16, 64  # noise levels at which the held-out loss is measured, and scenes over which
 
 Net = TypeVar("Net", bound=nn.Cell)
 
@@ -62,8 +64,10 @@ class DiffusionLoss(nn.Cell):
     ids_a, ids_b, size_index (N, 1). The text towers stay as they are but for what is trainable of them.
     """
 
-    def __init__(self, unet: UNet, conditioner: Optional[Conditioner], prediction: Prediction) -> None:
-        super().__init__()
+    def __init__(
+        self, unet: UNet, conditioner: Optional[Conditioner], prediction: Prediction, auto_prefix: bool = True
+    ) -> None:
+        super().__init__(auto_prefix)
         self.unet, self.prediction = unet, prediction
         self.worded = conditioner is not None
         if conditioner is not None:
@@ -87,10 +91,19 @@ class DiffusionLoss(nn.Cell):
         return (error * error).mean()
 
 
+def heldout_of(config: DataConfig, seed: int) -> Optional[Examples]:
+    """The held-out pictures of a data set, or None where it has none of what is trained on."""
+    try:
+        return Examples(config, "heldout", seed)
+    except UserError:
+        return None
+
+
 class TrainDiffusion:
     """The `loop.Task` for the common net, the structure generator and the texture generator."""
 
     conditioner: Optional[Conditioner]  # what tells the net within its loss; None for features and for no words
+    heldout_examples: Optional[Examples] = None
 
     def __init__(self, config: TrainConfig) -> None:
         """Raises: UserError where the data asks for a size that the model does not know, or a part is missing."""
@@ -116,6 +129,7 @@ class TrainDiffusion:
         self.buckets = encode_scenes(
             self.examples, self.vae, self.task.scenes, config.output_dir / "latents.safetensors"
         )
+        self.heldout_examples = heldout_of(config.data, self.seed)
 
     def open_towers(self, folder: Path) -> None:
         """Tokenizers and text towers, as a LoRA is to find them. Raises: UserError."""
@@ -134,6 +148,8 @@ class TrainDiffusion:
         """The net that learns, within its loss, and one to show what it has learned."""
         self.loss_net = DiffusionLoss(self.unet(), self.conditioner, self.task.prediction)
         self._shown = self.unet()
+        loss = DiffusionLoss(self._shown, self.conditioner, self.task.prediction, auto_prefix=False)
+        self._heldout_loss = loss.set_train(False)
 
     def unet(self) -> UNet:
         """A net of the task's shape; what is trainable of it is what is trained."""
@@ -155,17 +171,59 @@ class TrainDiffusion:
         latents, told = self.pick(rng, nimg, count)
         if rng.random() < self.task.crop_share:
             latents = self._windows(latents, rng)
-        noise = rng.standard_normal(latents.shape, np.float32)
-        t = rng.uniform(self.task.t_min, min(self.task.t_max, self.task.schedule.steps - 1), count)
-        alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
-        return (
-            latents,
-            noise,
-            np.sqrt(alpha_bar).astype(np.float32),
-            np.sqrt(1 - alpha_bar).astype(np.float32),
-            t.astype(np.float32),
-            *told,
+        first, last = self.t_range
+        share = rng.uniform(size=count)
+        if self.task.t_sampling == "logit_normal":
+            share = 1 / (1 + np.exp(-rng.standard_normal(count)))
+        return self.noised(
+            latents, rng.standard_normal(latents.shape, np.float32), first + (last - first) * share, told
         )
+
+    @property
+    def t_range(self) -> tuple[int, int]:
+        """The lowest and the highest t that is trained."""
+        return self.task.t_min, min(self.task.t_max, self.task.schedule.steps - 1)
+
+    def noised(
+        self, latents: np.ndarray, noise: np.ndarray, t: np.ndarray, told: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, ...]:
+        """The inputs of the loss for latents (N, C, h, w) with noise of t (N,)."""
+        alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
+        alpha, sigma = np.sqrt(alpha_bar).astype(np.float32), np.sqrt(1 - alpha_bar).astype(np.float32)
+        return latents, noise, alpha, sigma, t.astype(np.float32), *told
+
+    def heldout(self, weights: Mapping[str, np.ndarray]) -> Optional[list[Optional[float]]]:
+        """The loss of held-out pictures with the same noise each time, in BINS of t; None where t is not trained.
+
+        None for all where the data holds none out.
+        """
+        if self.heldout_examples is None:
+            return None
+        load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
+        latents, told = self.heldout_batch
+        edges = np.linspace(0, self.task.schedule.steps, BINS + 1)
+        first, last = self.t_range
+        found: list[Optional[float]] = []
+        for number, (low, high) in enumerate(zip(edges, edges[1:])):
+            rng = np.random.default_rng([self.seed, number, 6])
+            t = rng.uniform(max(low, first), max(min(high, last), first), len(latents))
+            batch = self.noised(latents, rng.standard_normal(latents.shape, np.float32), t, told)
+            trained = low < last and high > first
+            found.append(round(float(self._heldout_loss(*map(Tensor, batch)).asnumpy()), 5) if trained else None)
+        return found
+
+    @cached_property
+    def heldout_batch(self) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Latents of HELDOUT held-out scenes of the first size, and what the nets are told of them."""
+        assert self.heldout_examples is not None
+        examples, size = self.heldout_examples, self.heldout_examples.config.sizes[0]
+        scenes = [examples.scene(i, parse_size(size)) for i in range(HELDOUT)]
+        latents = encode_pictures(self.vae, [examples.image(scene) for scene in scenes]).astype(np.float32)
+        if self.conditioner is None:
+            return latents, ()
+        prompts = [examples.caption(scene, i) for i, scene in enumerate(scenes)]
+        size_index = np.full((HELDOUT, 1), self.task.sizes.index(size), np.float32)
+        return latents, (*(tokenizer(prompts) for tokenizer in self.tokenizers), size_index)
 
     def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Latents (count, C, h, w) of one size, float32, and what the nets are told of them."""

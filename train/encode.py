@@ -26,7 +26,7 @@ from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.train.diffusion import TOWERS
-from mindpangu.train.latents import ENCODE_BATCH, encode_batch
+from mindpangu.train.latents import ENCODE_BATCH, encode_pictures
 
 EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
 BAD = "bad.jsonl"
@@ -102,8 +102,7 @@ class Encoder:
 
     def latents(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """(M, C, h, w) fp16 of M pictures of one size, (H, W, 3) uint8."""
-        starts = range(0, len(pictures), ENCODE_BATCH)
-        return np.concatenate([encode_batch(self.vae, pictures[i : i + ENCODE_BATCH]) for i in starts])
+        return encode_pictures(self.vae, pictures)
 
     def features(self, captions: Sequence[str], size: str) -> tuple[np.ndarray, np.ndarray]:
         """Context (R, L, K) and vector (R, V), fp16."""

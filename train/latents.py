@@ -52,6 +52,12 @@ def _encode(examples: Examples, vae: AutoencoderKL, scenes: np.ndarray, bar: tqd
     return np.concatenate(parts)
 
 
+def encode_pictures(vae: AutoencoderKL, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Latents (M, C, h, w) fp16 of pictures of one size, (H, W, 3) uint8."""
+    starts = range(0, len(pictures), ENCODE_BATCH)
+    return np.concatenate([encode_batch(vae, pictures[i : i + ENCODE_BATCH]) for i in starts])
+
+
 def encode_batch(vae: AutoencoderKL, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Latents (M, C, h, w) fp16 of up to ENCODE_BATCH pictures of one size, (H, W, 3) uint8."""
     padded = [*pictures, *[pictures[-1]] * (ENCODE_BATCH - len(pictures))]  # one shape, so one compilation a size

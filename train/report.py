@@ -8,11 +8,15 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from mindpangu.errors import UserError
 from mindpangu.train.stats import CURVES, Lines, read_stats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 6  # sample pictures of a run
 
@@ -73,11 +77,33 @@ def _curves(stats: Mapping[str, Lines]) -> list[str]:
         axes.grid(alpha=0.3)
         if len(stats) > 1 and key == "loss":
             axes.legend(fontsize=8)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg")
-        svg = buffer.getvalue()
-        drawn.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
+        drawn.append(_svg(figure))
+    if any(line.get("heldout") for lines in stats.values() for line in lines):
+        drawn.append(_svg(_by_noise_level(Figure(figsize=(4.6, 2.8), layout="constrained"), stats)))
     return drawn
+
+
+def _by_noise_level(figure: Figure, stats: Mapping[str, Lines]) -> Figure:
+    """The held-out loss over t, each run's last."""
+    axes = figure.subplots()
+    for name, lines in stats.items():
+        measured = [line["heldout"] for line in lines if line.get("heldout")]
+        if measured:
+            bins = len(measured[-1])
+            points = [((i + 0.5) / bins, loss) for i, loss in enumerate(measured[-1]) if loss is not None]
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.3, marker=".")
+    axes.set_title("held-out loss by noise level", fontsize=10)
+    axes.set_xlabel("t / T", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 
 
 def _samples(folder: Path) -> list[str]:

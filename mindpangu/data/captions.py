@@ -1,13 +1,20 @@
-"""Captions from templates: names, tags, style words, places and background colours, in English and Chinese."""
+"""Captions as people write them, in English and Chinese: names and other names, frames, numbers, places, colours.
+
+Whatever a caption says of its scene is true of it: which things, how many, how large, where, on which background, in
+which style, and which colours a thing has. The frames are ways of asking ("draw me …"), not claims.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
+from mindpangu.data.lexicon import Noun, noun
 from mindpangu.data.manifest import Record
-from mindpangu.data.scenes import Scene
+from mindpangu.data.palette import Palette
+from mindpangu.data.scenes import Scene, Thing
 from mindpangu.data.sources import STYLES
 
 LANGUAGES = ("en", "zh")
@@ -27,95 +34,396 @@ COLOUR_WORDS = {
 }
 PLACE_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
-        "left": ("on the left",),
-        "right": ("on the right",),
-        "top": ("at the top", "above"),
-        "bottom": ("at the bottom", "below"),
-        "middle": ("in the middle", "in the centre"),
+        "left": ("on the left", "at the left", "on the left side", "to the left"),
+        "right": ("on the right", "at the right", "on the right side", "to the right"),
+        "top": ("at the top", "on top", "above", "in the upper half"),
+        "bottom": ("at the bottom", "below", "in the lower half"),
+        "middle": ("in the middle", "in the centre", "in between"),
     },
     "zh": {
-        "left": ("在左边", "在左侧"),
-        "right": ("在右边", "在右侧"),
-        "top": ("在上面", "在上方"),
-        "bottom": ("在下面", "在下方"),
+        "left": ("在左边", "在左侧", "在左面"),
+        "right": ("在右边", "在右侧", "在右面"),
+        "top": ("在上面", "在上方", "在上边"),
+        "bottom": ("在下面", "在下方", "在下边"),
         "middle": ("在中间", "在中央"),
     },
 }
-MEASURE_WORDS = {
-    "animals-nature": ("一只", "一个"),
-    "plant": ("一棵", "一朵", "一个"),
-    "other": ("一个", "一个", "一件"),
+# How two things are said to stand, {0} and {1}, by the place of {0}.
+RELATIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "en": {
+        "left": ("{0} to the left of {1}", "{0} next to {1}", "{0} beside {1}", "{0} and {1} side by side"),
+        "right": ("{0} to the right of {1}", "{0} next to {1}", "{0} beside {1}"),
+        "top": ("{0} above {1}", "{0} over {1}", "{0} on top of {1}"),
+        "bottom": ("{0} below {1}", "{0} under {1}", "{0} underneath {1}"),
+    },
+    "zh": {
+        "left": ("{0}在{1}的左边", "{0}在{1}左侧", "{0}和{1}并排", "{0}在{1}旁边"),
+        "right": ("{0}在{1}的右边", "{0}在{1}右侧", "{0}在{1}旁边"),
+        "top": ("{0}在{1}上面", "{0}在{1}的上方"),
+        "bottom": ("{0}在{1}下面", "{0}在{1}的下方"),
+    },
+}
+NUMBERS = {
+    "en": {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4"), 5: ("five", "5"), 6: ("six", "6")},
+    "zh": {2: ("两", "2", "二"), 3: ("三", "3"), 4: ("四", "4"), 5: ("五", "5"), 6: ("六", "6")},
+}
+SEVERAL = {"en": ("some", "several", "a few"), "zh": ("几", "好几")}
+SIZE_WORDS = {
+    "en": {"small": ("small", "tiny"), "big": ("big", "large", "huge")},
+    "zh": {"small": ("很小的", "小小的", "小号的"), "big": ("很大的", "巨大的", "大号的")},
+}
+OPINIONS = {
+    "en": ("cute", "nice", "beautiful", "pretty", "simple", "cool", "lovely", "funny", "friendly", "good-looking"),
+    "zh": ("可爱的", "漂亮的", "好看的", "美丽的", "简单的", "有趣的", "精致的", "萌萌的"),
+}
+PARTS = {
+    "en": ("with {} parts", "with some {}", "with {} on it", "that is partly {}"),
+    "zh": ("带{}的", "有一些{}的", "有{}部分的"),
+}
+BACKGROUNDS = {
+    "en": (
+        "on {a} {0} background",
+        "{0} background",
+        "with {a} {0} background",
+        "against {a} {0} background",
+        "the background is {0}",
+    ),
+    "zh": ("{0}背景", "{0}的背景", "背景是{0}", "{0}的底", "在{0}背景上"),
+}
+STYLE_FORMS = {
+    "en": ("in {0}", "{0}", "in the {0}", "drawn in {0}"),
+    "zh": ("{0}", "用{0}", "{0}的"),
+}
+# Ways of asking for {0}. The bare caption is a way, too.
+FRAMES = {
+    "en": (
+        "a picture of {0}",
+        "an image of {0}",
+        "a photo of {0}",
+        "photo of {0}",
+        "picture of {0}",
+        "an illustration of {0}",
+        "a drawing of {0}",
+        "an emoji of {0}",
+        "emoji of {0}",
+        "{0} emoji",
+        "an icon of {0}",
+        "{0} icon",
+        "a sticker of {0}",
+        "clip art of {0}",
+        "{0} clipart",
+        "{0} drawing",
+        "draw {0}",
+        "draw {0} please",
+        "draw me {0}",
+        "draw me {0} please",
+        "please draw {0}",
+        "can you draw {0}?",
+        "could you draw {0} for me?",
+        "paint {0}",
+        "sketch {0}",
+        "show me {0}",
+        "please show {0}",
+        "give me {0}",
+        "make {0}",
+        "make a picture of {0}",
+        "create an image of {0}",
+        "generate {0}",
+        "generate a picture of {0}",
+        "render {0}",
+        "i want {0}",
+        "i want a picture of {0}",
+        "i would like {0}",
+        "i'd like to see {0}",
+        "i need {0}",
+        "let me see {0}",
+        "{0}, please",
+        "{0}!",
+        "{0}.",
+        "just {0}",
+        "there is {0}",
+        "this is {0}",
+        "here is {0}",
+        "we see {0}",
+        "a nice picture showing {0}",
+        "a close-up of {0}",
+    ),
+    "zh": (
+        "画{0}",
+        "请画{0}",
+        "请画一张{0}的图",
+        "请帮我画{0}",
+        "帮我画{0}",
+        "给我画{0}",
+        "给我画一张{0}",
+        "给我{0}",
+        "我想要{0}",
+        "我要{0}",
+        "我想看{0}",
+        "我想要一张{0}的图片",
+        "来{0}",
+        "来一张{0}",
+        "生成{0}",
+        "生成一张{0}的图片",
+        "能画{0}吗？",
+        "可以画{0}吗",
+        "能不能画{0}？",
+        "能给我画{0}吗",
+        "{0}的图片",
+        "{0}的照片",
+        "{0}照片",
+        "{0}图片",
+        "{0}的图",
+        "{0}的画",
+        "{0}的插画",
+        "{0}插图",
+        "一张{0}的照片",
+        "一张{0}的图片",
+        "一幅{0}的画",
+        "{0}表情",
+        "{0}的表情符号",
+        "{0}emoji",
+        "{0}图标",
+        "{0}贴纸",
+        "{0}！",
+        "{0}。",
+        "这是{0}",
+        "这里有{0}",
+        "有{0}",
+        "图中有{0}",
+        "展示{0}",
+        "设计{0}",
+        "做一张{0}的图",
+        "麻烦画{0}",
+        "想看看{0}",
+    ),
 }
 
-STYLE_SHARE = 0.75  # captions that say the style
-TAG_SHARE = 0.2  # captions of a lone picture that add a tag
-WHITE_SHARE = 0.25  # captions that say a white background; any other colour is always said
+# Shares of captions, or of things, that say something, or say it in a way.
+STYLE_SHARE = 0.7
+WHITE_SHARE = 0.2  # of white backgrounds that are said; any other colour always is
+PLAIN_SHARE = 0.2  # names, places and style in the plainest way, as `eval judge`'s template wording has them
+FRAME_SHARE = 0.6
+OTHER_NAME_SHARE, EMOJI_SHARE, OTHER_LANGUAGE_SHARE = 0.45, 0.04, 0.03
+OPINION_SHARE, COLOUR_SHARE, PART_SHARE = 0.12, 0.12, 0.05
+LIST_SHARE, RELATION_SHARE, TYPO_SHARE = 0.05, 0.4, 0.05
+SHORTEST_MISTYPED = 5  # letters
+NEVER_MISTYPED = ("three",)  # a tree is something else
 
 
 def style_words(style: str, language: str) -> tuple[str, ...]:
-    """How captions call a style, e.g. ("3D style",) or ("3D风格",)."""
+    """How captions call a style, e.g. ("3D style", …) or ("3D风格", …); the first is the plain way."""
     return STYLES[style].words_en if language == "en" else STYLES[style].words_zh
 
 
-def caption(scene: Scene, records: Sequence[Record], language: str, rng: np.random.Generator) -> str:
-    """One wording of what `scene` shows; `records[i]` describes picture i. All pictures of a scene share a style."""
-    style = style_words(records[scene.placed[0].picture].style, language)
-    style_word = _pick(style, rng) if rng.random() < STYLE_SHARE else ""
-    says_colour = scene.background != "white" or rng.random() < WHITE_SHARE
-    colour = scene.background if says_colour else ""
-    things = []
-    for one in scene.placed:
-        record = records[one.picture]
-        thing = _thing(record, language, rng)
-        if scene.is_composition:
-            thing = _at(thing, _pick(PLACE_WORDS[language][one.place], rng), language)
-        elif rng.random() < TAG_SHARE and record.tags[language]:
-            tag = _pick(record.tags[language], rng)
-            thing += (", " if language == "en" else "，") + tag
-        things.append(thing)
-    return _join(things, style_word, colour, language, rng)
+def article(word: str) -> str:
+    """ "a" or "an"."""
+    return "an" if word[:1].lower() in "aeiou" else "a"
 
 
-def _pick(words: Sequence[str], rng: np.random.Generator) -> str:
-    return words[int(rng.integers(len(words)))]
+@cache
+def colours_in(name: str) -> tuple[str, ...]:
+    """The colours that a name says: ("red",) of "red apple" and of "红苹果"."""
+    words = name.lower().replace("grey", "gray").replace("-", " ").split()
+    return tuple(
+        colour
+        for colour, chinese in COLOUR_WORDS.items()
+        if colour in words or chinese[0] in name or (colour == "yellow" and "golden" in words)
+    )
 
 
-def _thing(record: Record, language: str, rng: np.random.Generator) -> str:
-    name = record.name[language]
-    form = int(rng.integers(3))
-    if language == "en":
-        article = "an" if name[0].lower() in "aeiou" else "a"
-        return (name, f"{article} {name}", f"{article} {name}")[form]
-    kind = "plant" if record.subgroup.startswith("plant") else record.group
-    return (name, name, _pick(MEASURE_WORDS.get(kind, MEASURE_WORDS["other"]), rng) + name)[form]
+class Captions:
+    """Wordings of the scenes of some pictures, which `records` describe."""
+
+    def __init__(self, records: Sequence[Record], palette: Callable[[int], Palette]) -> None:
+        """`palette(i)`: the colours of picture i."""
+        self.records, self.palette = records, palette
+        self.nouns: list[Noun] = [noun(record) for record in records]
+
+    def __call__(self, scene: Scene, language: str, rng: np.random.Generator) -> str:
+        """One wording of what `scene` shows. All pictures of a scene share a style."""
+        return _Wording(self, scene, language, rng).text()
+
+    def plain(self, scene: Scene, language: str) -> str:
+        """What is there, how many, how large and where, and the background, in the plainest words; not the style."""
+        wording = _Wording(self, scene, language, np.random.default_rng(0))
+        wording.plain = True
+        colour = "" if scene.background == "white" else wording.background(scene.background)
+        return (", " if language == "en" else "，").join(filter(None, (wording.things(), colour)))
 
 
-def _at(thing: str, place: str, language: str) -> str:
-    return f"{thing} {place}" if language == "en" else f"{thing}{place}"
+class _Wording:
+    """One caption in the making: what it says is drawn from `rng` as it is written."""
 
+    def __init__(self, captions: Captions, scene: Scene, language: str, rng: np.random.Generator) -> None:
+        self.captions, self.scene, self.language, self.rng = captions, scene, language, rng
+        self.english = language == "en"
+        self.plain = self.chance(PLAIN_SHARE)
 
-def _join(things: Sequence[str], style: str, colour: str, language: str, rng: np.random.Generator) -> str:
-    if language == "en":
-        joint = " and " if len(things) == 2 and rng.random() < 0.3 else ", "
-        text = joint.join(things)
-        if style and rng.random() < 0.2:
-            text = f"{style}, {text}"
-            style = ""
-        if colour and rng.random() < 0.5:
-            article = "an" if colour[0] in "aeiou" else "a"
-            text += f" on {article} {colour} background"
-            colour = ""
-        endings = [f"{colour} background" if colour else "", style]
-        return ", ".join([text, *_shuffled(endings, rng)])
-    comma = _pick(("，", ", "), rng)
-    text = comma.join(things)
-    if style and rng.random() < 0.2:
-        text = f"{style}的{text}"
-        style = ""
-    word = COLOUR_WORDS.get(colour, "")
-    endings = [_pick((f"{word}背景", f"{word}的背景"), rng) if word else "", style]
-    return comma.join([text, *_shuffled(endings, rng)])
+    def chance(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
 
+    def pick(self, words: Sequence[str]) -> str:
+        return words[0] if self.plain else words[int(self.rng.integers(len(words)))]
 
-def _shuffled(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    return [words[i] for i in rng.permutation(len(words)) if words[i]]
+    def text(self) -> str:
+        """The whole caption."""
+        scene, style = self.scene, self.captions.records[self.scene.things[0].picture].style
+        said_style = self.pick(style_words(style, self.language)) if self.chance(STYLE_SHARE) else ""
+        colour = scene.background if scene.background != "white" or self.chance(WHITE_SHARE) else ""
+        if not scene.is_composition and scene.things[0].count == 1 and self.chance(LIST_SHARE):
+            return self.listed(scene.things[0], said_style, colour)
+        text, endings = self.things(), [self.background(colour), self.styled(said_style)]
+        if not self.plain and self.chance(FRAME_SHARE):
+            text = self.pick(FRAMES[self.language]).format(text)
+        comma = ", " if self.english else self.pick(("，", ", ", " ", "、"))
+        if said_style and not self.plain and self.chance(0.15):
+            text, endings = f"{said_style}{': ' if self.english else '的'}{text}", endings[:1]
+        ends = [ending for ending in endings if ending]
+        if self.plain:
+            text = comma.join([text, *ends])
+        else:
+            text = self.joined(text, [ends[i] for i in self.rng.permutation(len(ends))], comma)
+        return self.mistyped(text) if self.chance(TYPO_SHARE) else text
+
+    def joined(self, text: str, ends: Sequence[str], comma: str) -> str:
+        """Endings behind the text, some without a comma."""
+        for end in ends:
+            tight = self.english and self.chance(0.5) and end.split(" ")[0] in ("on", "in", "with", "against", "drawn")
+            text += (" " if tight else comma) + end
+        return text
+
+    def background(self, colour: str) -> str:
+        if not colour:
+            return ""
+        word = colour if self.english else COLOUR_WORDS[colour]
+        forms = BACKGROUNDS[self.language]
+        form = forms[1 if self.english else 0] if self.plain else self.pick(forms)
+        return form.format(word, a=article(word))
+
+    def styled(self, style: str) -> str:
+        if not style or self.plain:
+            return style
+        return self.pick(STYLE_FORMS[self.language]).format(style)
+
+    def things(self) -> str:
+        """What is there, and where."""
+        things = self.scene.things
+        phrases = [self.phrase(thing) for thing in things]
+        if not self.scene.is_composition:
+            return phrases[0]
+        if len(things) == 2 and not self.plain and self.chance(RELATION_SHARE):
+            first = int(self.rng.integers(2))
+            form = self.pick(RELATIONS[self.language][things[first].place])
+            return form.format(phrases[first], phrases[1 - first])
+        before = not self.plain and self.chance(0.25)
+        parts = [self.placed(phrase, thing.place, before) for phrase, thing in zip(phrases, things)]
+        joint = ", " if self.english else "，"
+        if len(parts) == 2 and not self.plain and self.chance(0.4):
+            joint = " and " if self.english else self.pick(("，", "和"))
+        return joint.join(parts)
+
+    def placed(self, phrase: str, place: str, before: bool) -> str:
+        """ "a fox on the left", or "on the left a fox"."""
+        where = self.pick(PLACE_WORDS[self.language][place])
+        if self.english:
+            return f"{where} {phrase}" if before else f"{phrase} {where}"
+        return f"{where[1:]}是{phrase}" if before else f"{phrase}{where}"
+
+    def others(self, thing: Thing) -> Sequence[str]:
+        """The thing's other names, without those that say a colour that it does not have in this style."""
+        main, some = self.captions.palette(thing.picture)
+        return [
+            name
+            for name in self.captions.nouns[thing.picture].other[self.language]
+            if all(colour in (main, *some) for colour in colours_in(name))
+        ]
+
+    def name(self, thing: Thing, plural: bool) -> str:
+        """What the thing is called this time."""
+        noun, chosen = self.captions.nouns[thing.picture], self.rng.random()
+        language, names = self.language, (noun.name[self.language],)
+        if not self.plain and chosen < EMOJI_SHARE:
+            return noun.emoji
+        if not self.plain and chosen < EMOJI_SHARE + OTHER_LANGUAGE_SHARE:
+            language = "zh" if self.english else "en"
+            names = (noun.name[language],)
+        elif not self.plain and chosen < EMOJI_SHARE + OTHER_LANGUAGE_SHARE + OTHER_NAME_SHARE:
+            names = tuple(self.others(thing)) or names
+        name = self.pick(names)
+        return noun.plural_of(name) if plural and language == "en" else name
+
+    def phrase(self, thing: Thing) -> str:
+        """A thing with its number, size and colours: "three small red apples", "一只很小的狐狸"."""
+        name = self.name(thing, thing.count > 1)
+        words = []
+        if thing.size:
+            words.append(self.pick(SIZE_WORDS[self.language][thing.size]))
+        if not self.plain:
+            if self.chance(OPINION_SHARE):
+                words.insert(0, self.pick(OPINIONS[self.language]))
+            main, others = self.captions.palette(thing.picture)
+            unsaid = not colours_in(name)
+            if main and unsaid and self.chance(COLOUR_SHARE):
+                words.append(main if self.english else f"{COLOUR_WORDS[main]}的")
+            if others and unsaid and self.chance(PART_SHARE):
+                part = self.pick(others)
+                if self.english:
+                    name += " " + self.pick(PARTS["en"]).format(part)
+                else:
+                    words.append(self.pick(PARTS["zh"]).format(COLOUR_WORDS[part]))
+        described = (" " if self.english else "").join([*words, name])
+        return self.numbered(thing, described)
+
+    def numbered(self, thing: Thing, described: str) -> str:
+        """ "three apples", "some apples", "an apple", "apple", "三个苹果"."""
+        noun, alone = self.captions.nouns[thing.picture], thing.count == 1
+        if self.english:
+            if not alone:
+                several = thing.count > 2 and not self.plain and self.chance(0.25)
+                number = self.pick(SEVERAL["en"] if several else NUMBERS["en"][thing.count])
+                return f"{number} {described}"
+            if self.plain:
+                return described
+            if not noun.countable:
+                return self.pick(("", "", "some ", "the ")) + described
+            return self.pick(("", "", f"{article(described)} ", f"{article(described)} ", "the ", "one ")) + described
+        measure = self.pick((noun.measure, noun.measure, "个"))
+        if not alone:
+            several = thing.count > 2 and not self.plain and self.chance(0.25)
+            return f"{self.pick(SEVERAL['zh'] if several else NUMBERS['zh'][thing.count])}{measure}{described}"
+        if self.plain:
+            return described
+        return self.pick(("", "", f"一{measure}", f"一{measure}", f"这{measure}", f"1{measure}")) + described
+
+    def listed(self, thing: Thing, style: str, colour: str) -> str:
+        """ "fox, animal, orange, 3D style": words with commas between, in any order but the name's, which is first."""
+        record, palette = self.captions.records[thing.picture], self.captions.palette(thing.picture)
+        words = [style, self.background(colour)]
+        if thing.size:
+            words.append(self.pick(SIZE_WORDS[self.language][thing.size]).rstrip("的"))
+        if palette.main:
+            words.append(palette.main if self.english else COLOUR_WORDS[palette.main])
+        if record.tags[self.language]:
+            words.append(self.pick(record.tags[self.language]))
+        words = [word for word in words if word]
+        return (", " if self.english else self.pick(("，", " ", "、"))).join(
+            [self.name(thing, False), *(words[i] for i in self.rng.permutation(len(words)))]
+        )
+
+    def mistyped(self, text: str) -> str:
+        """One letter of one long English word lost, doubled, or changed with its neighbour."""
+        words = text.split(" ")
+        long = [
+            i
+            for i, word in enumerate(words)
+            if len(word) >= SHORTEST_MISTYPED and word.isascii() and word.isalpha() and word not in NEVER_MISTYPED
+        ]
+        if not long:
+            return text
+        which = long[int(self.rng.integers(len(long)))]
+        word, at = words[which], int(self.rng.integers(1, len(words[which]) - 1))
+        lost, doubled = word[:at] + word[at + 1 :], word[: at + 1] + word[at:]
+        changed = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+        words[which] = (lost, doubled, changed)[int(self.rng.integers(3))]
+        return " ".join(words)

@@ -10,8 +10,10 @@ from typing import Optional
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mindpangu.data import captions, manifest
-from mindpangu.data.scenes import COLOURS, Scene, draw_scene, render
+from mindpangu.data import manifest
+from mindpangu.data.captions import LANGUAGES, Captions
+from mindpangu.data.palette import Palette, palette
+from mindpangu.data.scenes import COLOURS, Mix, Scene, draw_things, render
 from mindpangu.errors import UserError
 
 PLACED_ALONE = 0.25  # compositions of a single picture off the middle
@@ -23,7 +25,8 @@ class DataConfig:
 
     `styles`, `groups` None: all there is. `min_side`: smallest stored picture used, in pixels (the texture generator
     leaves out the small ones). `sizes`: "WxH", drawn in proportion to `size_weights`. `compositions`: share of scenes
-    with stated places; `white_backgrounds`: of scenes on white.
+    with stated places; `white_backgrounds`: of scenes on white. `counts`: share of things of which there are several;
+    `stated_sizes`: of things that are small or big, and said to be.
     """
 
     folder: Path
@@ -34,6 +37,8 @@ class DataConfig:
     size_weights: tuple[float, ...] = (1.0,)
     compositions: float = 0.0
     white_backgrounds: float = 0.55
+    counts: float = 0.0
+    stated_sizes: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.size_weights):
@@ -82,6 +87,8 @@ class Examples:
         if not self.records:
             raise UserError(f"{config.folder}: no {split} picture of at least {config.min_side} pixels")
         self._pictures: dict[int, Image.Image] = {}
+        self._palettes: dict[int, Palette] = {}
+        self.captions = Captions(self.records, self.palette)
         self._by_style: dict[str, list[int]] = {}
         for i, record in enumerate(self.records):
             self._by_style.setdefault(record.style, []).append(i)
@@ -99,6 +106,12 @@ class Examples:
             self._pictures[index] = read_picture(self.config.folder / self.records[index].file)
         return self._pictures[index]
 
+    def palette(self, index: int) -> Palette:
+        """The colours of picture `index`. Raises: UserError as `picture`."""
+        if index not in self._palettes:
+            self._palettes[index] = palette(self.picture(index))
+        return self._palettes[index]
+
     def rng(self, index: int, purpose: str) -> np.random.Generator:
         """The generator of example `index` for one purpose ("scene", "caption", …)."""
         return np.random.default_rng([self.seed, index, *purpose.encode()])
@@ -112,7 +125,7 @@ class Examples:
         rng = self.rng(index, "scene")
         if size is None:
             size = self._sizes[self.size_index(index)]
-        first = self._in_turn(index)
+        first = self.first(index)
         pictures, at_places = [first], False
         long = max(size) >= 2 * min(size)
         if rng.random() < (max(self.config.compositions, 0.75) if long else self.config.compositions):
@@ -122,9 +135,12 @@ class Examples:
             pictures += [same_style[int(rng.integers(len(same_style)))] for _ in range(count - 1)]
         white = rng.random() < self.config.white_backgrounds
         background = "white" if white else list(COLOURS)[int(rng.integers(1, len(COLOURS)))]
-        return draw_scene(rng, size, pictures, at_places, background)
+        mix = Mix(self.config.counts, self.config.stated_sizes)
+        things = draw_things(rng, size, pictures, at_places, mix, lambda i: self.captions.nouns[i].countable)
+        return Scene(*size, background, things)
 
-    def _in_turn(self, index: int) -> int:
+    def first(self, index: int) -> int:
+        """Which picture scene `index` shows, or shows first."""
         turn, place = divmod(index, len(self.records))
         return int(np.random.default_rng([self.seed, turn, 1]).permutation(len(self.records))[place])
 
@@ -135,8 +151,8 @@ class Examples:
     def caption(self, scene: Scene, index: int, language: Optional[str] = None) -> str:
         """A wording of the scene, a function of (seed, index) alone; the language is drawn too unless given."""
         rng = self.rng(index, "caption")
-        drawn = captions.LANGUAGES[int(rng.integers(len(captions.LANGUAGES)))]
-        return captions.caption(scene, self.records, language or drawn, rng)
+        drawn = LANGUAGES[int(rng.integers(len(LANGUAGES)))]
+        return self.captions(scene, language or drawn, rng)
 
 
 def to_model(images: Sequence[np.ndarray]) -> np.ndarray:

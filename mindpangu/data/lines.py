@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -55,6 +57,6 @@ class LineDrawings:
                 self._art[index] = read_picture(self.files[self.records[index].concept])
             return self._art[index]
 
-        white = Scene(scene.width, scene.height, "white", scene.placed)
+        white = replace(scene, background="white")
         grey = ImageOps.grayscale(Image.fromarray(render(white, art)))
         return np.repeat(255 - np.asarray(grey)[..., None], 3, axis=2)

