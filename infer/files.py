@@ -1,4 +1,4 @@
-"""Pictures on disk, which carry their settings, and a contact sheet with captions in both languages."""
+"""Pictures on disk, which carry their settings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from mindpangu.checkpoint.store import write_atomically
 from mindpangu.errors import UserError
+from mindpangu.infer.contact_sheet import contact_sheet
 from mindpangu.infer.pipeline import Drawing
 
 SETTINGS_KEY = "mindpangu"
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}
 QUALITY: dict[str, dict[str, Any]] = {".webp": {"lossless": True}, ".jpg": {"quality": 95, "subsampling": 0}}
-FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"
-CAPTION_SIZE, CAPTION_LINES, MARGIN = 13, 3, 8
 
 
 def encoded(drawing: Drawing, suffix: str = ".png") -> bytes:
@@ -110,41 +109,3 @@ def own_settings(path: Path) -> dict[str, Any]:
     if not settings:
         raise UserError(f"{path}: carries no settings of ours; another program drew or saved it")
     return settings
-
-
-def contact_sheet(drawings: Sequence[Drawing], columns: int = 0, scale: int = 1) -> Image.Image:
-    """All drawings on one white sheet, the prompt below each; `columns` 0: as square as it gets."""
-    columns = columns or max(1, round(len(drawings) ** 0.5 * 1.2))
-    width = max(d.image.width for d in drawings) * scale
-    height = max(d.image.height for d in drawings) * scale
-    line = CAPTION_SIZE + 3
-    cell_width, cell_height = width + 2 * MARGIN, height + CAPTION_LINES * line + 2 * MARGIN
-    rows = -(-len(drawings) // columns)
-    sheet = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(str(FONT), CAPTION_SIZE)
-    for i, drawing in enumerate(drawings):
-        left, top = (i % columns) * cell_width + MARGIN, (i // columns) * cell_height + MARGIN
-        size = (drawing.image.width * scale, drawing.image.height * scale)
-        picture = drawing.image.resize(size, Image.Resampling.LANCZOS) if scale > 1 else drawing.image
-        sheet.paste(picture, (left + (width - size[0]) // 2, top + (height - size[1]) // 2))
-        for k, text in enumerate(wrap(drawing.prompt, font, width)[:CAPTION_LINES]):
-            draw.text((left + width / 2, top + height + 4 + k * line), text, fill="black", font=font, anchor="ma")
-    return sheet
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break `text` into lines of at most `width` pixels: at spaces, and anywhere between CJK characters."""
-    pieces: list[str] = []
-    for word in text.split(" "):
-        start = 0
-        for i, character in enumerate(word):
-            if ord(character) > 0x2E7F:  # CJK and full-width punctuation
-                pieces += [word[start:i], character] if i > start else [character]
-                start = i + 1
-        pieces.append(word[start:] + " ")
-    lines = [""]
-    for piece in pieces:
-        if lines[-1] and font.getlength((lines[-1] + piece).rstrip()) > width:
-            lines.append("")
-        lines[-1] += piece
-    return [line.strip() for line in lines if line.strip()]

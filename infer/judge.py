@@ -12,6 +12,7 @@ import numpy as np
 from mindpangu.data import manifest
 from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
+from mindpangu.data.natural import natural_prompts
 from mindpangu.data.scenes import Scene, Thing, cell, nearest_colour
 from mindpangu.errors import UserError
 from mindpangu.infer.pipeline import PanGuDraw
@@ -104,6 +105,48 @@ class Galleries:
                 answers = np.array([concepts.index(records[i].concept) for i in rows])
                 found[rows] = ranks(features[rows], gallery, answers)
         return {"R@1": recall_at(found, 1), "R@5": recall_at(found, 5)}
+
+    def recall_any(
+        self, asked: Sequence[tuple[Sequence[str], str]], images: Sequence[np.ndarray]
+    ) -> tuple[dict[str, float], list[int]]:
+        """R@1 and R@5, and the ranks, of `images` for (concepts that are right, style or "" for any).
+
+        An image counts in the gallery in which it does best, for the concept for which it does.
+        """
+        features, best = self.judge(images), np.full(len(images), np.iinfo(int).max)
+        for style, (concepts, gallery) in self._of_style.items():
+            for i, (right, wanted) in enumerate(asked):
+                answers = [concepts.index(c) for c in right if c in concepts and wanted in ("", style)]
+                if answers:
+                    rows = np.repeat(features[i : i + 1], len(answers), 0)
+                    best[i] = min(best[i], ranks(rows, gallery, np.array(answers)).min())
+        return {"R@1": recall_at(best, 1), "R@5": recall_at(best, 5)}, best.tolist()
+
+
+def judge_natural(pictures: Pictures, galleries: Galleries, draw: Draw) -> dict[str, Any]:
+    """R@5 in any style's gallery of pictures asked for in natural wording, beside the same things in template wording.
+
+    `missed`: the natural prompts whose pictures were not found.
+    """
+    known = {r.concept: r.name for r in pictures.asked("train")}
+    result: dict[str, Any] = {}
+    for language in LANGUAGES:
+        asked = [p for p in natural_prompts() if p.language == language and set(p.concepts) & set(known)]
+        answers = [(p.concepts, p.style) for p in asked]
+        natural, found = galleries.recall_any(answers, draw([p.prompt for p in asked]))
+        plain = []
+        for p in asked:
+            name = known[next(c for c in p.concepts if c in known)][language]
+            plain.append(f"{name}, {style_words(p.style, language)[0]}" if p.style else name)
+        template, _ = galleries.recall_any(answers, draw(plain))
+        result[language] = {
+            "prompts": len(asked),
+            "natural": natural,
+            "template": template,
+            "ratio": natural["R@5"] / max(template["R@5"], 1e-9),
+            "missed": [p.prompt for p, rank in zip(asked, found) if rank > TOP],
+        }
+    return result
 
 
 def judge_pairs(

@@ -31,6 +31,7 @@ from mindpangu.errors import UserError
 from mindpangu.infer.control import Control, ControlledDenoiser
 from mindpangu.infer.request import Request, check, check_size
 from mindpangu.infer.step_cache import StepCache
+from mindpangu.text.vocabulary import Vocabulary
 from mindpangu.text.weights import parse_weights
 from mindpangu.version import __version__
 
@@ -149,6 +150,7 @@ class PanGuDraw:
         if self.spec.towers:
             self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim, dtype)
         self.tokenizers = load_tokenizers(folder, self.spec.towers)
+        self.vocabulary = Vocabulary.load(folder)
         self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload, dtype)
         self.loras: dict[str, float] = {}
 
@@ -236,6 +238,7 @@ class PanGuDraw:
             warnings.warn(f"{self.spec.name} was not trained at {request.size}; it is told {nearest}", stacklevel=3)
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
+        unknown = self._unknown_words(request)
         for number, batch in enumerate(batches):
             report = partial(_report, progress, on_step, number, len(batches), decode)
             stopped: dict[str, int] = {}
@@ -249,6 +252,8 @@ class PanGuDraw:
                     picture = request.source.keep_rest(picture)  # noqa: PLW2901
                 seed, prompt, index = request.start_of(one)
                 settings = {**self._settings(request, seed, prompt, index), "batch": len(batch), **stopped}
+                if unknown[prompt]:
+                    settings["unknown"] = unknown[prompt]
                 yield Drawing(Image.fromarray(picture), prompt, index, settings, latent)
 
     def _check_latents(self, request: Request) -> None:
@@ -265,6 +270,29 @@ class PanGuDraw:
             limit = self.tokenizers[0].context_length
             shown = unread if len(unread) <= MAX_SHOWN else f"{unread[:MAX_SHOWN]}… ({len(unread)} characters)"
             warnings.warn(f"the prompt is longer than {limit} tokens; its end is not read: {shown}", stacklevel=4)
+
+    def _unknown_words(self, request: Request) -> dict[str, dict[str, str]]:
+        """Of each prompt the words that the model has never met, with the nearest that it knows; warns of them."""
+        found: dict[str, dict[str, str]] = {}
+        for prompt in dict.fromkeys(request.prompts):
+            words = () if self.vocabulary is None else self.vocabulary.unknown(parse_weights(prompt).text)
+            found[prompt] = self._nearest_words(words, request)
+            if found[prompt]:
+                said = ", ".join(f"'{word}' (nearest: {near})" for word, near in found[prompt].items())
+                warnings.warn(f"{self.spec.name} has never met {said}", stacklevel=4)
+        return found
+
+    def _nearest_words(self, words: Sequence[str], request: Request) -> dict[str, str]:
+        if self.vocabulary is None or not words:
+            return {}
+        near = {word: self.vocabulary.spelled_like(word) for word in words}
+        rows = min(request.batch, request.pictures) * (2 + len(request.styles))  # those of the first batch: one graph
+        strange = [word for word, like in near.items() if like is None][:rows]
+        texts = [*strange, *[""] * (rows - len(strange))]
+        pooled = self._encode(texts, numbers_for(self.spec, request.size, rows, 0))[1].asnumpy()
+        width = self.vocabulary.features.shape[1]
+        near.update({w: self.vocabulary.nearest(w, row[:width]) for w, row in zip(strange, pooled)})
+        return {word: like or "nothing" for word, like in near.items()}
 
     def _condition(self, request: Request, prompts: Sequence[str]) -> tuple[Any, ...]:
         """Rows for `Guided`: the negative prompt, the prompts, then the prompts with each style's words."""

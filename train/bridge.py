@@ -100,8 +100,9 @@ class TrainBridge:
         rows = [to_pictures(self.target.decode(latents).asnumpy()) for latents in (wanted, self._shown(z))]
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
 
-    def heldout(self, weights: Mapping[str, np.ndarray]) -> None:
+    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Not measured: there are no noise levels."""
+        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """bridge.safetensors in fp16."""

@@ -16,13 +16,15 @@ from PIL import Image
 from mindpangu.checkpoint.store import load_into, save_checkpoint, write_atomically
 from mindpangu.checkpoint.weights import half, unprefixed
 from mindpangu.data import manifest
-from mindpangu.data.captions import LANGUAGES
+from mindpangu.data.captions import LANGUAGES, spoken
 from mindpangu.data.examples import Examples, to_model
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
 from mindpangu.models.clip import ImageTower, text_tower
 from mindpangu.models.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
+from mindpangu.text.vocabulary import FILE as VOCABULARY
+from mindpangu.text.vocabulary import words_and_pieces
 from mindpangu.train.config import ClipTask, TrainConfig
 from mindpangu.train.teacher import WIDTH, features, free_texts
 
@@ -196,14 +198,32 @@ class TrainClip:
         grey = np.clip(np.concatenate(columns, 1) * 127 + 127, 0, 255).astype(np.uint8)
         Image.fromarray(np.kron(grey, np.ones((6, 6), np.uint8))).save(path)
 
-    def heldout(self, weights: Mapping[str, np.ndarray]) -> None:
+    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Not measured: there are no noise levels."""
+        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """text_a.safetensors and text_b.safetensors in fp16; the tokenizers are there already."""
         for name, spec in (("text_a", self.task.text_a), ("text_b", self.task.text_b)):
             tensors = half(unprefixed(weights, f"{name}."))
             save_checkpoint(folder / f"{name}.safetensors", tensors, {"spec": asdict(spec), **card})
+        self._export_vocabulary(weights, folder)
+
+    def _export_vocabulary(self, weights: Mapping[str, np.ndarray], folder: Path) -> None:
+        """vocabulary.safetensors: the words that captions are made of, and the second encoder's features of names."""
+        nouns = list({one.emoji: one for one in self.examples.captions.nouns}.values())
+        names = {language: [one.name[language] for one in nouns] for language in LANGUAGES}
+        load_into(self._shown.trainable_params(), weights, "the average")
+        texts, parts = [name for of_language in names.values() for name in of_language], []
+        for start in range(0, len(texts), SHOWN):
+            part = texts[start : start + SHOWN]
+            ids = self.tokenizers[1]([*part, *[""] * (SHOWN - len(part))])
+            parts.append(self._shown.text_b(Tensor(ids))[1].asnumpy()[: len(part)])
+        tags = {tag for record in self.examples.records for tags in record.tags.values() for tag in tags}
+        said = words_and_pieces(spoken(nouns, tags))
+        save_checkpoint(
+            folder / VOCABULARY, {"features": np.concatenate(parts).astype(np.float16)}, {"names": names, **said}
+        )
 
 
 def fitted(spec: TextSpec, tokenizer: TextTokenizer) -> TextSpec:

@@ -106,8 +106,8 @@ class LRSchedule:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """How often (in images) to log, to draw samples, to measure the held-out loss by noise level and to write a
-    checkpoint; each also happens at the end.
+    """How often (in images) to log, to draw samples, to measure the loss by noise level and to write a checkpoint;
+    each also happens at the end.
 
     `keep_checkpoint_max`: how many checkpoints are kept; an older one goes only when a newer one has been read back.
     `tensorboard`: event files too (the extra `watch`).
@@ -115,7 +115,7 @@ class Callbacks:
 
     log_images: int = 1024
     sample_images: int = 16384
-    heldout_images: int = 16384
+    noise_level_images: int = 16384
     checkpoint_images: int = 8192
     keep_checkpoint_max: int = 2
     tensorboard: bool = False

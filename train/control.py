@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor
@@ -64,7 +64,6 @@ class TrainControl(TrainDiffusion):
                 parameter.set_data(Tensor(base[parameter.name].astype(np.float32)))
         self.loss_net = ControlLoss(net, frozen(unet), self.task.prediction)
         self.spec, self._shown_net = spec, ControlNet(spec)
-        self.heldout_examples = None  # the held-out loss is one of UNets
 
     def start_from(self, path: Path) -> None:
         """Take the first weights from a controlnet.safetensors."""
@@ -81,6 +80,10 @@ class TrainControl(TrainDiffusion):
         """The scenes' hints."""
         hints = np.stack([self.hint(int(scene)) for scene in scenes]).astype(np.float32) / 255
         return (np.ascontiguousarray(hints.transpose(0, 3, 1, 2)),)
+
+    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, list[Optional[float]]]:
+        """Not measured."""
+        return {}
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Scenes, what the steered net draws along their hints, and the hints."""

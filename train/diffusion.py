@@ -35,7 +35,7 @@ from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
 
 TOWERS = ("text_a", "text_b")
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
-BINS, HELDOUT = 16, 64  # noise levels at which the held-out loss is measured, and scenes over which
+BINS, MEASURED = 16, 64  # noise levels at which the loss is measured, and scenes over which
 
 Net = TypeVar("Net", bound=nn.Cell)
 
@@ -103,7 +103,6 @@ class TrainDiffusion:
     """The `loop.Task` for the common net, the structure generator and the texture generator."""
 
     conditioner: Optional[Conditioner]  # what tells the net within its loss; None for features and for no words
-    heldout_examples: Optional[Examples] = None
 
     def __init__(self, config: TrainConfig) -> None:
         """Raises: UserError where the data asks for a size that the model does not know, or a part is missing."""
@@ -149,7 +148,7 @@ class TrainDiffusion:
         self.loss_net = DiffusionLoss(self.unet(), self.conditioner, self.task.prediction)
         self._shown = self.unet()
         loss = DiffusionLoss(self._shown, self.conditioner, self.task.prediction, auto_prefix=False)
-        self._heldout_loss = loss.set_train(False)
+        self._measure = loss.set_train(False)
 
     def unet(self) -> UNet:
         """A net of the task's shape; what is trainable of it is what is trained."""
@@ -192,38 +191,41 @@ class TrainDiffusion:
         alpha, sigma = np.sqrt(alpha_bar).astype(np.float32), np.sqrt(1 - alpha_bar).astype(np.float32)
         return latents, noise, alpha, sigma, t.astype(np.float32), *told
 
-    def heldout(self, weights: Mapping[str, np.ndarray]) -> Optional[list[Optional[float]]]:
-        """The loss of held-out pictures with the same noise each time, in BINS of t; None where t is not trained.
+    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, list[Optional[float]]]:
+        """The loss with the same noise each time, in BINS of t: of pictures that are "trained" on, and "heldout" ones.
 
-        None for all where the data holds none out.
+        None where t is not trained; no "heldout" where the data holds nothing out.
         """
-        if self.heldout_examples is None:
-            return None
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
-        latents, told = self.heldout_batch
-        edges = np.linspace(0, self.task.schedule.steps, BINS + 1)
-        first, last = self.t_range
-        found: list[Optional[float]] = []
-        for number, (low, high) in enumerate(zip(edges, edges[1:])):
-            rng = np.random.default_rng([self.seed, number, 6])
-            t = rng.uniform(max(low, first), max(min(high, last), first), len(latents))
-            batch = self.noised(latents, rng.standard_normal(latents.shape, np.float32), t, told)
-            trained = low < last and high > first
-            found.append(round(float(self._heldout_loss(*map(Tensor, batch)).asnumpy()), 5) if trained else None)
-        return found
+        return {split: [self._loss_in_bin(i, *batch) for i in range(BINS)] for split, batch in self.measured.items()}
+
+    def _loss_in_bin(self, number: int, latents: np.ndarray, told: tuple[np.ndarray, ...]) -> Optional[float]:
+        width, (first, last) = self.task.schedule.steps / BINS, self.t_range
+        low, high = max(number * width, first), min((number + 1) * width, last)
+        if low >= high:
+            return None
+        rng = np.random.default_rng([self.seed, number, 6])
+        t = rng.uniform(low, high, len(latents))
+        batch = self.noised(latents, rng.standard_normal(latents.shape, np.float32), t, told)
+        return round(float(self._measure(*map(Tensor, batch)).asnumpy()), 5)
 
     @cached_property
-    def heldout_batch(self) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Latents of HELDOUT held-out scenes of the first size, and what the nets are told of them."""
-        assert self.heldout_examples is not None
-        examples, size = self.heldout_examples, self.heldout_examples.config.sizes[0]
-        scenes = [examples.scene(i, parse_size(size)) for i in range(HELDOUT)]
-        latents = encode_pictures(self.vae, [examples.image(scene) for scene in scenes]).astype(np.float32)
-        if self.conditioner is None:
-            return latents, ()
-        prompts = [examples.caption(scene, i) for i, scene in enumerate(scenes)]
-        size_index = np.full((HELDOUT, 1), self.task.sizes.index(size), np.float32)
-        return latents, (*(tokenizer(prompts) for tokenizer in self.tokenizers), size_index)
+    def measured(self) -> dict[str, tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+        """Latents of MEASURED scenes of the first size of each split, and what the nets are told of them."""
+        found = {}
+        for split, examples in (("trained", self.examples), ("heldout", self.heldout_examples)):
+            if examples is None:
+                continue
+            size = examples.config.sizes[0]
+            scenes = [examples.scene(i, parse_size(size)) for i in range(MEASURED)]
+            latents = encode_pictures(self.vae, [examples.image(scene) for scene in scenes]).astype(np.float32)
+            told: tuple[np.ndarray, ...] = ()
+            if self.conditioner is not None:
+                prompts = [examples.caption(scene, i) for i, scene in enumerate(scenes)]
+                index = np.full((MEASURED, 1), self.task.sizes.index(size), np.float32)
+                told = (*(tokenizer(prompts) for tokenizer in self.tokenizers), index)
+            found[split] = latents, told
+        return found
 
     def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Latents (count, C, h, w) of one size, float32, and what the nets are told of them."""

@@ -42,8 +42,8 @@ class Task(Protocol):
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Write a picture of what the net can do to `path`."""
 
-    def heldout(self, weights: Mapping[str, np.ndarray]) -> Optional[list[Optional[float]]]:
-        """The loss on held-out data by noise level, or None where there is no such thing."""
+    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, Sequence[Optional[float]]]:
+        """The loss of fixed pictures with fixed noise in bins of t, by split; {} where there is no such thing."""
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """Write the checkpoint others will load."""
@@ -197,10 +197,10 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
             if ranks.first and state.taken and state.step % EMA_EVERY == 0:
                 average.update(EMA_EVERY * batch_size, state.nimg)
             # Status, samples, checkpoint.
-            measured = record is not None and state.taken and passed(config.callbacks.heldout_images)
+            measured = record is not None and state.taken and passed(config.callbacks.noise_level_images)
             if record is not None and (measured or passed(config.callbacks.log_images)):
                 line = meter.line(state, lr, norm)
-                record.line({**line, "heldout": task.heldout(average.values)} if measured else line)
+                record.line({**line, "by_noise_level": task.by_noise_level(average.values)} if measured else line)
                 bar.set_postfix(loss=line["loss"], skipped=state.skipped)
             if state.taken and passed(config.callbacks.checkpoint_images):
                 whole = step.whole_state() if ranks.first or step.shared else {}

@@ -78,21 +78,21 @@ def _curves(stats: Mapping[str, Lines]) -> list[str]:
         if len(stats) > 1 and key == "loss":
             axes.legend(fontsize=8)
         drawn.append(_svg(figure))
-    if any(line.get("heldout") for lines in stats.values() for line in lines):
-        drawn.append(_svg(_by_noise_level(Figure(figsize=(4.6, 2.8), layout="constrained"), stats)))
+    for split in sorted({s for lines in stats.values() for line in lines for s in line.get("by_noise_level", ())}):
+        drawn.append(_svg(_by_noise_level(Figure(figsize=(4.6, 2.8), layout="constrained"), stats, split)))
     return drawn
 
 
-def _by_noise_level(figure: Figure, stats: Mapping[str, Lines]) -> Figure:
-    """The held-out loss over t, each run's last."""
+def _by_noise_level(figure: Figure, stats: Mapping[str, Lines], split: str) -> Figure:
+    """The loss of a split over t, each run's last."""
     axes = figure.subplots()
     for name, lines in stats.items():
-        measured = [line["heldout"] for line in lines if line.get("heldout")]
+        measured = [line["by_noise_level"][split] for line in lines if split in line.get("by_noise_level", ())]
         if measured:
             bins = len(measured[-1])
             points = [((i + 0.5) / bins, loss) for i, loss in enumerate(measured[-1]) if loss is not None]
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.3, marker=".")
-    axes.set_title("held-out loss by noise level", fontsize=10)
+    axes.set_title(f"loss by noise level, {split}", fontsize=10)
     axes.set_xlabel("t / T", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)

@@ -81,9 +81,10 @@ class Record:
             for key in CURVES:
                 if line[key] is not None:
                     self._board.add_scalar(key, line[key], line["nimg"])
-            for number, loss in enumerate(line.get("heldout") or ()):
-                if loss is not None:
-                    self._board.add_scalar(f"heldout/{number:02}", loss, line["nimg"])
+            for split, losses in line.get("by_noise_level", {}).items():
+                for number, loss in enumerate(losses):
+                    if loss is not None:
+                        self._board.add_scalar(f"{split} loss/{number:02}", loss, line["nimg"])
             self._board.flush()
 
     def samples(self, path: Path, nimg: int) -> None:

@@ -87,8 +87,9 @@ class TrainVAE:
         rows = [np.concatenate(list(to_pictures(x)), axis=1), np.concatenate(list(y), axis=1)]
         Image.fromarray(np.concatenate(rows, axis=0)).save(path)
 
-    def heldout(self, weights: Mapping[str, np.ndarray]) -> None:
+    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Not measured: there are no noise levels."""
+        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """vae.safetensors in fp16; the sidecar's spec carries the shift and scale of the latents, per channel."""

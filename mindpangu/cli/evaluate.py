@@ -202,8 +202,8 @@ def judge(
     seed: int = typer.Option(0),
     report: Optional[Path] = REPORT,
 ) -> None:
-    """Concept retrieval on trained and held-out pairs, in both languages, and compositions."""
-    from mindpangu.infer.judge import Galleries, judge_compositions, judge_pairs
+    """Concept retrieval on trained and held-out pairs, in natural wording, in both languages, and compositions."""
+    from mindpangu.infer.judge import Galleries, judge_compositions, judge_natural, judge_pairs
     from mindpangu.metrics.features import Judge
 
     features = Judge()
@@ -222,5 +222,6 @@ def judge(
         draw = _drawer(pipeline, bar, options)
         for split in ("train", "heldout"):
             figures[split] = judge_pairs(pipeline, pictures, galleries, split, pairs, seed, draw)
+        figures["wording"] = judge_natural(pictures, galleries, draw)
         figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw)
     _report(figures, report)

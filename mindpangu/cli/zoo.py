@@ -10,6 +10,7 @@ import typer
 
 from mindpangu import zoo as shelf
 from mindpangu.errors import UserError
+from mindpangu.text.vocabulary import FILE as VOCABULARY
 
 app = typer.Typer(help="Model folders: list, check, pack.", no_args_is_help=True)
 
@@ -52,6 +53,9 @@ def pack(
             shutil.copyfile(source.with_suffix(suffix), (out / name).with_suffix(suffix))
     for tower in model.towers:
         shutil.copyfile(sources[tower].parent / shelf.tokenizer_of(tower), out / shelf.tokenizer_of(tower))
+    if model.towers and (vocabulary := sources[model.towers[-1]].parent / VOCABULARY).exists():
+        for suffix in (".safetensors", ".json"):
+            shutil.copyfile(vocabulary.with_suffix(suffix), (out / VOCABULARY).with_suffix(suffix))
     write_atomically(out / "model.json", (json.dumps(dump(model), indent=2, ensure_ascii=False) + "\n").encode())
     shelf.check(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -6,7 +6,7 @@ which style, and which colours a thing has. The frames are ways of asking ("draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -230,6 +230,27 @@ def colours_in(name: str) -> tuple[str, ...]:
         for colour, chinese in COLOUR_WORDS.items()
         if colour in words or chinese[0] in name or (colour == "yellow" and "golden" in words)
     )
+
+
+def spoken(nouns: Iterable[Noun], tags: Iterable[str]) -> Iterator[str]:
+    """All names and phrases that captions are made of."""
+    for one in nouns:
+        yield from (one.emoji, one.plural or "", *one.name.values())
+        for language, names in one.other.items():
+            yield from names
+            if language == "en":
+                yield from map(one.plural_of, names)
+        yield from one.measure
+    yield from tags
+    yield from (*COLOUR_WORDS, "grey", *COLOUR_WORDS.values())
+    for style in STYLES.values():
+        yield from (*style.words_en, *style.words_zh)
+    for language in LANGUAGES:
+        for table in (PLACE_WORDS, RELATIONS, NUMBERS, SIZE_WORDS):
+            for phrases in table[language].values():
+                yield from phrases
+        for phrases in (SEVERAL, OPINIONS, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
+            yield from (f" {phrase}." for phrase in phrases[language])
 
 
 class Captions:

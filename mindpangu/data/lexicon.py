@@ -1,14 +1,14 @@
 """How people call the things of the emoji data set: other names, plurals, measure words, the emoji itself.
 
-`names.tsv`, written by hand: a line a concept with its emoji, the plural of its English name (empty: by the rules of
-`plural_of`; "-": it is not counted, or is many already), the Chinese measure word, and other names in either language,
-";" between. A concept that it does not have has its own name alone.
+`names.tsv`, written by hand: a line a concept with its emoji, its names (those of the data set), the plural of the
+English one (empty: by the rules of `plural_of`; "-": it is not counted, or is many already), the Chinese measure word,
+and other names in either language, ";" between. A concept that it does not have has its own name alone.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Optional
@@ -62,19 +62,28 @@ def emoji_of(concept: str) -> str:
 
 def noun(record: Record) -> Noun:
     """What a picture's concept is called."""
-    plural, measure, en, zh = _table().get(record.concept, (NOT_COUNTED, "个", (), ()))
-    plurals = {NOT_COUNTED: None, "": plural_of(record.name["en"])}
-    return Noun(emoji_of(record.concept), record.name, {"en": en, "zh": zh}, plurals.get(plural, plural), measure)
+    known = nouns().get(record.concept)
+    if known is None:
+        return Noun(emoji_of(record.concept), record.name, {"en": (), "zh": ()}, None, "个")
+    return replace(known, name=record.name)
 
 
 @lru_cache(maxsize=1)
-def _table() -> dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+def nouns() -> dict[str, Noun]:
+    """Those of names.tsv, by concept."""
     found = {}
     for line in TABLE.read_text(encoding="utf-8").splitlines()[1:]:
-        emoji, plural, measure, en, zh = line.split("\t")
-        concept = "-".join(f"{ord(c):x}" for c in emoji if c != VARIATION_SELECTOR)
-        found[concept] = plural, measure, tuple(en.split(";")), tuple(zh.split(";"))
+        emoji, name_en, name_zh, plural, measure, en, zh = line.split("\t")
+        concept = concept_of(emoji)
+        other = {"en": tuple(en.split(";")), "zh": tuple(zh.split(";"))}
+        many = {NOT_COUNTED: None, "": plural_of(name_en)}.get(plural, plural)
+        found[concept] = Noun(emoji_of(concept), {"en": name_en, "zh": name_zh}, other, many, measure)
     return found
+
+
+def concept_of(emoji: str) -> str:
+    """The fox -> "1f98a"; variation selectors are left out."""
+    return "-".join(f"{ord(c):x}" for c in emoji if c != VARIATION_SELECTOR)
 
 
 def plural_of(name: str) -> str:

@@ -11,7 +11,8 @@ from mindpangu.errors import UserError, nearest
 
 ZOO = Path(__file__).parent
 DESCRIPTION = "model.json"  # a PipelineSpec
-EXTRAS = ("controlnet", "bridge")  # what may lie in a model's folder, or in one below, beside the model itself
+# What may lie in a model's folder, or in one below, beside the model itself.
+EXTRAS = ("controlnet", "bridge", "vocabulary")
 
 
 def names() -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 
+from mindpangu.data.captions import FRAMES
+from mindpangu.data.lexicon import nouns
 from mindpangu.errors import UserError
-from mindpangu.infer.files import contact_sheet, read_settings, save_drawing
+from mindpangu.infer.contact_sheet import NO_CHARACTER, contact_sheet, length, runs, wrap
+from mindpangu.infer.files import read_settings, save_drawing
 from mindpangu.infer.pipeline import PanGuDraw, picture_noise
 from mindpangu.infer.redraw import redraw
 
@@ -124,6 +129,17 @@ def test_contact_sheet_holds_every_picture(pipeline):
     sheet = contact_sheet(drawings, columns=2)
     assert sheet.width > 2 * 32
     assert sheet.height > 2 * 32
+
+
+def test_every_character_of_a_caption_is_drawn():
+    said = [one.emoji for one in nouns().values()] + [*FRAMES["zh"], "渲染 лиса จิ้งจอก ثعلب ①★→"]
+    for text in said:
+        for font, part in runs(text):
+            missing = bytes(font.getmask(NO_CHARACTER))
+            letters = [c for c in part if not c.isspace() and not unicodedata.category(c).startswith("M")]
+            assert missing not in [bytes(font.getmask(c)) for c in letters], (text, part)
+    assert wrap("draw a 🦊", 1000) == ["draw a 🦊"]
+    assert length("a 🦊") > length("a ")
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,39 @@ def test_starting_from_another_nets_export(task, runs):
 
 def test_only_the_unet_learns(task):
     assert {p.name.split(".")[0] for p in task.loss_net.trainable_params()} == {"unet"}
+
+
+def test_the_loss_by_noise_level_has_the_same_noise_each_time_and_knows_its_own_levels(task):
+    from mindpangu.train.diffusion import BINS, MEASURED
+
+    weights = {p.name: p.asnumpy() for p in task.loss_net.trainable_params()}
+    weights.update({name: 0 * weights[name] for name in ("unet.out.2.weight", "unet.out.2.bias")})
+    by_split = task.by_noise_level(weights)
+    assert by_split == task.by_noise_level(weights)
+    assert set(by_split) == {"trained", "heldout"}
+    losses = by_split["heldout"]
+    assert [loss is None for loss in losses] == [i >= BINS // 2 for i in range(BINS)]
+    # A net with zeroes at its end predicts v = 0: its loss is the mean square of v = alpha·noise − sigma·x0.
+    latents, _ = task.measured["heldout"]
+    assert len(latents) == MEASURED
+    for number, loss in enumerate(losses[: BINS // 2]):
+        rng = np.random.default_rng([task.seed, number, 6])
+        t = rng.uniform(number * 1000 / BINS, (number + 1) * 1000 / BINS, len(latents))
+        noise = rng.standard_normal(latents.shape, np.float32)
+        alpha_bar = task.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
+        v = np.sqrt(alpha_bar) * noise - np.sqrt(1 - alpha_bar) * latents
+        assert loss == pytest.approx(float((v**2).mean()), rel=1e-3)
+
+
+def test_noise_levels_from_a_gaussian_lie_in_the_middle_of_the_range(task):
+    from dataclasses import replace
+
+    uniform = np.concatenate([task.batch(nimg, 4)[4] for nimg in range(0, 400, 4)])
+    whole, task.task = task.task, replace(task.task, t_sampling="logit_normal")
+    gaussian = np.concatenate([task.batch(nimg, 4)[4] for nimg in range(0, 400, 4)])
+    task.task = whole
+    assert ((gaussian > 0) & (gaussian < 500)).all()
+    assert gaussian.std() < 0.85 * uniform.std()
+    logit = np.log(gaussian / (500 - gaussian))
+    assert abs(logit.mean()) < 0.2
+    assert logit.std() == pytest.approx(1, abs=0.15)
