@@ -18,10 +18,10 @@ from typing import Any, Optional
 from mindpangu.checkpoint.store import whole_lines, write_atomically
 from mindpangu.data.shards import write as write_shard
 from mindpangu.errors import UserError
-from mindpangu.infer.files import FORMATS, encoded
+from mindpangu.infer.image_file import FORMATS, encoded
 from mindpangu.infer.painter import Painter, Picture
 from mindpangu.infer.pipeline import Drawing
-from mindpangu.infer.rows import Row, read_rows
+from mindpangu.infer.prompt_file import Row, read_rows
 from mindpangu.parallel.ranks import Ranks
 
 PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"

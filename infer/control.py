@@ -16,11 +16,11 @@ from mindpangu import zoo
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, repeat_rows
 from mindpangu.errors import UserError
-from mindpangu.infer.source import Source, read_lines
+from mindpangu.infer.init_image import Source, read_lines
 
 if TYPE_CHECKING:
     from mindpangu.models.controlnet import ControlNet
-    from mindpangu.models.spec import UNetSpec
+    from mindpangu.spec import UNetSpec
 
 
 @dataclass(frozen=True)

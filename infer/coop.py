@@ -15,13 +15,13 @@ from PIL import Image
 from mindpangu import zoo
 from mindpangu.checkpoint.store import read_card
 from mindpangu.config import dump
-from mindpangu.data.examples import parse_size, to_pictures
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.diffusion.coop import Bridge, Coop, walk
 from mindpangu.diffusion.denoiser import Denoiser
 from mindpangu.diffusion.schedule import SIGMA_LISTS, NoiseSchedule
 from mindpangu.diffusion.windows import Windowed
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size, to_pictures
 from mindpangu.infer.control import Control
 from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw, Progress, StoppedError, picture_noise, tell
 from mindpangu.infer.request import Request, check

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mindpangu.errors import UserError
-from mindpangu.infer.files import FORMATS, read_settings
+from mindpangu.infer.image_file import FORMATS, read_settings
 
 SHOWN = ("prompt", "negative", "seed", "index", "size", "steps", "guidance", "sampler", "styles", "model")
 

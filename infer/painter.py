@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mindpangu.config import load
-from mindpangu.data.examples import parse_size
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size
 from mindpangu.infer.coop import CoopConfig, CoopDraw
+from mindpangu.infer.init_image import Source
 from mindpangu.infer.pipeline import Drawing, PanGuDraw
+from mindpangu.infer.prompt_file import Row
 from mindpangu.infer.request import Request, check
-from mindpangu.infer.rows import Row
-from mindpangu.infer.source import Source
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from mindpangu import runtime, zoo
-from mindpangu.data.examples import parse_size, to_model, to_pictures
 from mindpangu.diffusion import (
     SAMPLERS,
     Conditioned,
@@ -28,6 +27,7 @@ from mindpangu.diffusion import (
 )
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size, to_model, to_pictures
 from mindpangu.infer.control import Control, ControlledDenoiser
 from mindpangu.infer.request import Request, check, check_size
 from mindpangu.infer.step_cache import StepCache
@@ -36,7 +36,7 @@ from mindpangu.text.weights import parse_weights
 from mindpangu.version import __version__
 
 if TYPE_CHECKING:
-    from mindpangu.models.spec import ModelSpec, PipelineSpec
+    from mindpangu.spec import ModelSpec, PipelineSpec
 
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
 # Of a picture's settings: what is said in another way, or makes no difference to it.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
-from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
+from mindpangu.images import parse_size
 from mindpangu.infer.control import Control
-from mindpangu.infer.source import Source
-from mindpangu.models.spec import PipelineSpec
+from mindpangu.infer.init_image import Source
+from mindpangu.spec import PipelineSpec
 
 if TYPE_CHECKING:
     from mindpangu.infer.pipeline import PanGuDraw

@@ -9,11 +9,11 @@ import numpy as np
 from mindspore import nn
 
 from mindpangu.checkpoint.diffusers import unet_places
-from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.transformers import places_of
 from mindpangu.models.layers import DOWN, UP
-from mindpangu.models.spec import TextSpec
 from mindpangu.models.unet import UNet
+from mindpangu.spec import TextSpec
 
 Modules = Literal["attention", "all"]
 # What the names of layers end with: those of the attention, those beside it. "attn" is tower B's packed projection.

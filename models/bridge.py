@@ -7,8 +7,8 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu.models.layers import conv3x3
-from mindpangu.models.spec import BridgeSpec
 from mindpangu.models.vae import ResnetBlock
+from mindpangu.spec import BridgeSpec
 
 LANCZOS = 3  # lobes
 

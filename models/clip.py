@@ -14,7 +14,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
 from mindpangu.models.layers import DOWN, UP, Dense, LayerNorm, widened
-from mindpangu.models.spec import ImageTowerSpec, TextSpec
+from mindpangu.spec import ImageTowerSpec, TextSpec
 
 INIT_STD = 0.02
 EPS_BERT = 1e-12

@@ -10,7 +10,7 @@ from mindspore import ops as mops
 
 from mindpangu.models.clip import text_tower
 from mindpangu.models.layers import SinusoidalEmbedding
-from mindpangu.models.spec import TextSpec
+from mindpangu.spec import TextSpec
 
 
 class Conditioner(nn.Cell):

@@ -8,8 +8,8 @@ from mindspore import Tensor, nn
 
 from mindpangu import ops
 from mindpangu.models.layers import Conv2d, conv3x3
-from mindpangu.models.spec import ControlNetSpec
 from mindpangu.models.unet import UNetEncoder
+from mindpangu.spec import ControlNetSpec
 
 
 def zero_conv(channels: int) -> nn.CellList:

@@ -10,15 +10,15 @@ from typing import Union
 from mindspore import nn
 
 from mindpangu import configs, zoo
-from mindpangu.checkpoint.places import Shapes
+from mindpangu.checkpoint.name_map import Shapes
 from mindpangu.config import load
 from mindpangu.errors import UserError, nearest
 from mindpangu.models.clip import text_tower
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.loading import Spec, empty, load_model_spec, read_spec
-from mindpangu.models.spec import ControlNetSpec, ModelSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet
 from mindpangu.models.vae import AutoencoderKL
+from mindpangu.spec import ControlNetSpec, ModelSpec, TextSpec, UNetSpec, VAESpec
 
 NetSpec = Union[UNetSpec, VAESpec, TextSpec, ControlNetSpec]
 

@@ -20,9 +20,9 @@ from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.lora import Lora, merged
-from mindpangu.models.spec import BridgeSpec, ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
+from mindpangu.spec import BridgeSpec, ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.text.tokenizer import TextTokenizer
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec, ControlNetSpec, BridgeSpec)

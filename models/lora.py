@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from mindpangu.checkpoint.lora import Update, flat, read_lora
-from mindpangu.checkpoint.places import Place, Shapes
+from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import some
 from mindpangu.checkpoint.tensor_files import Stored
 from mindpangu.checkpoint.transformers import places_of
 from mindpangu.errors import UserError
 from mindpangu.models.naming import TOWERS, diffusers_places
-from mindpangu.models.spec import ModelSpec, TextSpec
+from mindpangu.spec import ModelSpec, TextSpec
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from mindpangu.checkpoint import ldm
 from mindpangu.checkpoint.diffusers import Vector, unet_places, vae_places
-from mindpangu.checkpoint.places import Place, Shapes
+from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.tensor_files import TensorFiles
 from mindpangu.checkpoint.transformers import places_of
 from mindpangu.errors import UserError
-from mindpangu.models.spec import ControlNetSpec, ModelSpec
+from mindpangu.spec import ControlNetSpec, ModelSpec
 
 TOWERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
 TOKENIZERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}

@@ -12,8 +12,8 @@ from typing import Optional
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 
-from mindpangu.models.spec import UNetSpec
 from mindpangu.models.unet import UNet
+from mindpangu.spec import UNetSpec
 
 EMBEDDINGS, MIDDLE, OUT = "embeddings", "middle_block", "out"
 DOWN, UP = "input_blocks", "output_blocks"

@@ -20,7 +20,7 @@ from mindpangu.models.layers import (
     linear,
     widened,
 )
-from mindpangu.models.spec import UNetSpec
+from mindpangu.spec import UNetSpec
 
 RES_EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 

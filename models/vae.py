@@ -7,7 +7,7 @@ from mindspore import ops as mops
 
 from mindpangu import ops
 from mindpangu.models.layers import Conv2d, GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
-from mindpangu.models.spec import VAESpec
+from mindpangu.spec import VAESpec
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

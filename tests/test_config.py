@@ -82,7 +82,7 @@ def test_dump_and_parse_are_inverse(rate, names, pair, weights):
 
 @pytest.mark.parametrize("path", sorted(Path("configs/zoo").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_file_is_valid(path):
-    from mindpangu.models.spec import PipelineSpec
+    from mindpangu.spec import PipelineSpec
     from mindpangu.train.config import TrainConfig
 
     load(path, PipelineSpec if path.stem.endswith("model") else TrainConfig)

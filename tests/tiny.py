@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from mindpangu.data import manifest
-from mindpangu.data.examples import on_white, read_picture
 from mindpangu.data.lines import as_lines, edges
+from mindpangu.images import on_white, read_picture
 
 SAMPLE = Path(__file__).parent / "data" / "sample"
 STYLES = ["noto", "fluent_flat", "fluent_3d"]

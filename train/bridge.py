@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
-from mindpangu.data.examples import Examples, parse_size, to_model, to_pictures
+from mindpangu.data.examples import Examples
+from mindpangu.images import parse_size, to_model, to_pictures
 from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.loading import load_vae
-from mindpangu.models.spec import BridgeSpec
 from mindpangu.models.vae import AutoencoderKL
+from mindpangu.spec import BridgeSpec
 from mindpangu.train.config import TrainConfig
 
 ENCODE_BATCH = 16

@@ -17,11 +17,12 @@ from mindpangu.checkpoint.store import load_into, save_checkpoint, write_atomica
 from mindpangu.checkpoint.weights import half, unprefixed
 from mindpangu.data import manifest
 from mindpangu.data.captions import LANGUAGES, spoken
-from mindpangu.data.examples import Examples, to_model
+from mindpangu.data.examples import Examples
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
+from mindpangu.images import to_model
 from mindpangu.models.clip import ImageTower, text_tower
-from mindpangu.models.spec import TextSpec
+from mindpangu.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
 from mindpangu.text.vocabulary import FILE as VOCABULARY
 from mindpangu.text.vocabulary import words_and_pieces
@@ -134,7 +135,8 @@ class TrainClip:
         assert config.data is not None
         assert config.clip is not None
         assert config.clip.distill is not None
-        return free_texts(manifest.read(config.data.folder), config.clip.distill.words)
+        distill, rng = config.clip.distill, np.random.default_rng([config.context.seed, 7])
+        return free_texts(manifest.read(config.data.folder), distill.words, distill.sentences, rng)
 
     def _tokenizers(self, task: ClipTask, folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
         """Those in the run's folder, or new ones trained on captions of the training scenes and the free texts."""

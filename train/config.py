@@ -8,8 +8,8 @@ from typing import Literal, Optional
 
 from mindpangu.data.examples import DataConfig
 from mindpangu.diffusion.schedule import ScheduleSpec
-from mindpangu.models.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
 from mindpangu.parallel.config import ParallelConfig, RecomputeConfig
+from mindpangu.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,13 @@ class DistillTask:
     """Text encoders also learn a pretrained multilingual sentence encoder's features (arXiv 2004.09813).
 
     Captions of either language learn those of the plainest English caption of their scene; `free_texts` a batch, drawn
-    from names, tags and `words` frequent words of each language, learn their own. `weight`: of this loss.
+    from names, tags, `words` frequent words of each language and `sentences` of them, learn their own. `weight`: of
+    this loss.
     """
 
     weight: float = 1.0
     words: int = 12000
+    sentences: int = 60000
     free_texts: int = 64
 
 

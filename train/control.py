@@ -19,8 +19,8 @@ from mindpangu.diffusion.denoiser import Prediction
 from mindpangu.errors import UserError
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.loading import read_spec
-from mindpangu.models.spec import ControlNetSpec, UNetSpec
 from mindpangu.models.unet import UNet
+from mindpangu.spec import ControlNetSpec, UNetSpec
 from mindpangu.train.diffusion import SHOWN, DiffusionLoss, TrainDiffusion, frozen
 from mindpangu.train.latents import Bucket
 

@@ -15,11 +15,12 @@ from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
-from mindpangu.data.examples import DataConfig, Examples, parse_size, to_pictures
+from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size, to_pictures
 from mindpangu.models.adapters import TOWER_LAYERS, UNET_LAYERS, adapt, tower_file, unet_file
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.inventory import shapes_of
@@ -27,9 +28,9 @@ from mindpangu.models.layers import DOWN, UP
 from mindpangu.models.loading import fill_towers, load_conditioner, load_tokenizers, load_vae, read_spec
 from mindpangu.models.lora import load_tower_lora
 from mindpangu.models.naming import subfolder
-from mindpangu.models.spec import TextSpec
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
+from mindpangu.spec import TextSpec
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
 

@@ -20,10 +20,10 @@ from PIL import Image, ImageOps
 
 from mindpangu import zoo
 from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, verify, write_atomically
-from mindpangu.data.examples import parse_size
 from mindpangu.data.records import opened
 from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.train.diffusion import TOWERS
 from mindpangu.train.latents import ENCODE_BATCH, encode_pictures

@@ -11,7 +11,8 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from mindpangu.checkpoint.store import load_tensors, save_checkpoint
-from mindpangu.data.examples import Examples, to_model
+from mindpangu.data.examples import Examples
+from mindpangu.images import to_model
 from mindpangu.models.vae import AutoencoderKL
 
 ENCODE_BATCH = 16

@@ -19,8 +19,8 @@ from mindspore.dataset import GeneratorDataset
 
 from mindpangu import runtime
 from mindpangu.config import load
-from mindpangu.data.examples import parse_size
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size
 from mindpangu.models.stages import assign_stages
 from mindpangu.parallel.pipeline import cut
 from mindpangu.train.config import TrainConfig

@@ -9,12 +9,12 @@ from itertools import groupby
 from pathlib import Path
 
 from mindpangu.config import read_yaml
+from mindpangu.cost.flops import Layer, unet_layers
 from mindpangu.data import manifest
 from mindpangu.errors import UserError
-from mindpangu.models.cost import Layer, unet_layers
-from mindpangu.models.spec import ModelSpec, UNetSpec
 from mindpangu.parallel.config import ClusterConfig
 from mindpangu.parallel.pipeline import Timeline, cut, simulate
+from mindpangu.spec import ModelSpec, UNetSpec
 from mindpangu.train.regimes import Histogram, Regime, Stage, histogram_of, widened
 
 GIB = 2**30

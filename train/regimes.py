@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Optional
 
 from mindpangu.errors import UserError
-from mindpangu.models.spec import UNetSpec
+from mindpangu.spec import UNetSpec
 
 UpscalingRule = Literal["drop", "enlarge"]
 

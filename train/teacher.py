@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
+from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.lexicon import emoji_of, noun
 from mindpangu.data.manifest import Record
 from mindpangu.errors import UserError
@@ -45,20 +46,35 @@ def features(texts: Sequence[str], cache: Path) -> np.ndarray:
     return found
 
 
-def free_texts(records: Iterable[Record], words: int) -> list[str]:
-    """Names, other names and tags of the records' concepts, and the `words` most frequent words of each language.
+def free_texts(records: Iterable[Record], words: int, sentences: int, rng: np.random.Generator) -> list[str]:
+    """Names, other names and tags of the records' concepts, the `words` most frequent words of each language, and
+    `sentences` in which a name stands among some of them, as things do in what people write.
 
     Raises:
         UserError: the word lists (PyPI's pyspellchecker and jieba, both MIT) are not installed.
     """
-    found: dict[str, None] = {}
+    frequent = {"en": _english(words), "zh": _chinese(words)}
+    found: dict[str, None] = dict.fromkeys((*frequent["en"], *frequent["zh"]))
+    names: dict[str, list[str]] = {"en": [], "zh": []}
     for record in {r.concept: r for r in records}.values():
         one = noun(record)
-        found.update(dict.fromkeys((emoji_of(record.concept), *record.name.values())))
-        for language in record.tags:
-            found.update(dict.fromkeys((*one.other[language], *record.tags[language])))
-    found.update(dict.fromkeys([*_english(words), *_chinese(words)]))
+        found[emoji_of(record.concept)] = None
+        for language, of_language in names.items():
+            of_language += [record.name[language], *one.other[language]]
+            found.update(dict.fromkeys(record.tags[language]))
+    found.update(dict.fromkeys((*names["en"], *names["zh"])))
+    for i in range(sentences):
+        language = LANGUAGES[i % 2]
+        found[_sentence(language, names[language], frequent[language], rng)] = None
     return [text for text in found if text]
+
+
+def _sentence(language: str, names: Sequence[str], frequent: Sequence[str], rng: np.random.Generator) -> str:
+    """A name with up to seven words around it; frequent words more often, as in any text."""
+    ranks = np.exp(rng.uniform(0, np.log(len(frequent)), int(rng.integers(1, 8)))).astype(int)
+    words = [frequent[min(rank, len(frequent) - 1)] for rank in ranks]
+    words.insert(int(rng.integers(len(words) + 1)), names[int(rng.integers(len(names)))])
+    return " ".join(words) if language == "en" else "".join(words)
 
 
 def _english(count: int) -> list[str]:

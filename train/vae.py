@@ -14,7 +14,8 @@ from PIL import Image
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
-from mindpangu.data.examples import Examples, to_model, to_pictures
+from mindpangu.data.examples import Examples
+from mindpangu.images import to_model, to_pictures
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.train.config import TrainConfig, VAETask
 

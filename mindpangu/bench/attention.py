@@ -20,7 +20,7 @@ import numpy as np
 from mindpangu import runtime
 from mindpangu.ascend_kernels.tiling import Estimate, backward_tile, estimate_backward, estimate_forward, forward_tile
 from mindpangu.bench.roofline import PANGU, TOKENS
-from mindpangu.models.cost import attention_shape, unet_layers
+from mindpangu.cost.flops import attention_shape, unet_layers
 
 OPERATOR, COMPOSED = "operator", "composed"
 PASSES = ("forward", "forward and backward")

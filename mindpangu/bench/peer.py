@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from mindpangu.bench.cases import GUIDANCE, PROMPTS, STEPS, TOKENS, Case
 from mindpangu.checkpoint.diffusers import unet_config, unet_places, vae_config, vae_places
-from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule, ScheduleSpec, TimeDecoupled, uniform_sigmas
 from mindpangu.diffusion.samplers import euler
-from mindpangu.models.spec import UNetSpec
+from mindpangu.spec import UNetSpec
 
 
 class UNet(nn.Module):

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mindpangu.ascend_kernels.tiling import ASCEND_910B
-from mindpangu.models.cost import Layer, unet_layers
-from mindpangu.models.spec import UNetSpec
+from mindpangu.cost.flops import Layer, unet_layers
+from mindpangu.spec import UNetSpec
 
 BYTES = 2  # fp16
 OPTIMIZER_BYTES = (

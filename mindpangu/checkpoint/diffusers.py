@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from mindpangu.checkpoint.places import Place, whole
+from mindpangu.checkpoint.name_map import Place, whole
 from mindpangu.checkpoint.transformers import torch_name
 
 _RES_BLOCK = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.transformers import open_clip_name, torch_name
 
 UNET, VAE, CONTROL = "model.diffusion_model.", "first_stage_model.", "control_model."

@@ -15,7 +15,7 @@ from typing import Any, Optional, Protocol
 import numpy as np
 from safetensors.numpy import save
 
-from mindpangu.checkpoint.places import Shape
+from mindpangu.checkpoint.name_map import Shape
 from mindpangu.checkpoint.tensor_files import Stored, StoredTensor, TensorFiles
 from mindpangu.errors import UserError
 
@@ -77,7 +77,7 @@ def save_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Optional[dict[str, str]] = None
 ) -> dict[str, Any]:
     """Write one safetensors file, with `metadata` in its header; returns its {"sha256", "bytes"}. Raises: UserError."""
-    content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
+    content = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata)
     write_atomically(path, content)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 

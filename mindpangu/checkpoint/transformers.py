@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.name_map import Place
 
 _LEAVES = (("gamma", "weight"), ("beta", "bias"), ("embedding_table", "weight"))
 # OpenCLIP's words and transformers', for all but the packed projections.

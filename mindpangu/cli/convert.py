@@ -64,10 +64,10 @@ def _import(
     shard_bytes: int,
 ) -> None:
     from mindpangu import runtime
-    from mindpangu.models.conversion import DTYPES
-    from mindpangu.models.families import convert_controlnet, convert_family
+    from mindpangu.convert.pangu_draw import convert_release
+    from mindpangu.convert.stable_diffusion import convert_controlnet, convert_family
+    from mindpangu.convert.writer import DTYPES
     from mindpangu.models.inventory import described, find_spec
-    from mindpangu.models.release import convert_release
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
@@ -87,7 +87,7 @@ def _import(
 
 def _export(sources: list[Path], out: Path) -> None:
     from mindpangu import runtime
-    from mindpangu.models.export import export_diffusers
+    from mindpangu.convert.to_diffusers import export_diffusers
 
     if len(sources) != 1:
         raise UserError(f"{len(sources)} sources were given; --to diffusers takes one model folder")

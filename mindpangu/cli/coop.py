@@ -34,7 +34,7 @@ def coop(
     check_writable(out)
     from mindpangu.config import load
     from mindpangu.infer.coop import CoopConfig, CoopDraw
-    from mindpangu.infer.files import save_drawings
+    from mindpangu.infer.image_file import save_drawings
 
     together = CoopDraw(load(config, CoopConfig, override), line, device)
     if line is not None and not together.looks:

@@ -26,7 +26,7 @@ def edges(
     from mindpangu.checkpoint.store import write_atomically
     from mindpangu.data import lines
     from mindpangu.errors import UserError
-    from mindpangu.infer.source import read_flat
+    from mindpangu.infer.init_image import read_flat
 
     if not (smoothing > 0 and 0 <= low <= high <= 1):
         raise UserError(f"smoothing {smoothing}, low {low}, high {high}: above 0, and 0 <= low <= high <= 1 are needed")

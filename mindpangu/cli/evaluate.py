@@ -33,7 +33,7 @@ def _open(data: Path, model: str, groups: str) -> tuple[Any, Any]:
 
 
 def _pictures(data: Path, model: str, groups: str) -> Any:
-    from mindpangu.infer.judge import Pictures
+    from mindpangu.evaluation.judge import Pictures
 
     folder = zoo.find(model)
     seen = trained_on(folder)
@@ -79,7 +79,7 @@ def evaluate() -> None:
 @app.command()
 def vae(data: Path = DATA, model: str = MODEL, groups: str = GROUPS, report: Optional[Path] = REPORT) -> None:
     """PSNR of the autoencoder's round trip on held-out pictures."""
-    from mindpangu.infer.judge import vae_fidelity
+    from mindpangu.evaluation.judge import vae_fidelity
 
     pipeline, pictures = _open(data, model, groups)
     _report({split: vae_fidelity(pipeline, pictures, split) for split in ("heldout", "train")}, report)
@@ -101,8 +101,8 @@ def coop(
     from mindpangu.cli.generate import check_writable
     from mindpangu.config import load
     from mindpangu.errors import UserError
+    from mindpangu.evaluation.coop_experiment import Experiment, grid, table
     from mindpangu.infer.coop import CoopConfig
-    from mindpangu.infer.coop_experiment import Experiment, grid, table
     from mindpangu.metrics.features import Judge
 
     check_writable(out)
@@ -142,8 +142,8 @@ def compare(
     from mindpangu.checkpoint.store import write_atomically
     from mindpangu.cli.generate import check_writable
     from mindpangu.data import manifest
-    from mindpangu.infer.comparison import Comparison, grid, table
-    from mindpangu.infer.judge import SIDE, Galleries
+    from mindpangu.evaluation.comparison import Comparison, grid, table
+    from mindpangu.evaluation.judge import SIDE, Galleries
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.metrics.features import Judge
 
@@ -175,7 +175,7 @@ def bridges(
 ) -> None:
     """Error, PSNR and time of a recipe's learned bridges, beside the image bridge's."""
     from mindpangu.config import load
-    from mindpangu.infer.bridges import bridge_errors
+    from mindpangu.evaluation.bridges import bridge_errors
     from mindpangu.infer.control import stand_in
     from mindpangu.infer.coop import CoopConfig, CoopDraw
 
@@ -203,7 +203,7 @@ def judge(
     report: Optional[Path] = REPORT,
 ) -> None:
     """Concept retrieval on trained and held-out pairs, in natural wording, in both languages, and compositions."""
-    from mindpangu.infer.judge import Galleries, judge_compositions, judge_natural, judge_pairs
+    from mindpangu.evaluation.judge import Galleries, judge_compositions, judge_natural, judge_pairs
     from mindpangu.metrics.features import Judge
 
     features = Judge()

@@ -16,7 +16,7 @@ from mindpangu.errors import UserError
 
 if TYPE_CHECKING:
     from mindpangu.infer.control import Control
-    from mindpangu.infer.source import Source
+    from mindpangu.infer.init_image import Source
 
 DEFAULT_MODEL = "emoji-128"
 CONTROL_OPTIONS = ("strength", "start", "end")
@@ -94,7 +94,7 @@ def check_writable(folder: Path) -> None:
 
 def asked_sides(size: str) -> tuple[int, int]:
     """Width and height of "WxH". Raises: UserError."""
-    from mindpangu.data.examples import parse_size
+    from mindpangu.images import parse_size
 
     try:
         return parse_size(size)
@@ -108,7 +108,7 @@ def open_source(init: Optional[Path], mask: Optional[Path], sides: tuple[int, in
         if mask is not None:
             raise UserError("--mask needs --init, the picture that it belongs to")
         return None
-    from mindpangu.infer.source import Source
+    from mindpangu.infer.init_image import Source
 
     return Source.open(init, mask, sides)
 
@@ -172,7 +172,7 @@ def generate(
     prompts = prompts or []
     styles, loras, wanted = parse_styles(style), parse_loras(lora), [parse_control(text) for text in control]
     check_writable(out)
-    from mindpangu.infer.files import save_drawings
+    from mindpangu.infer.image_file import save_drawings
     from mindpangu.infer.pipeline import PanGuDraw
 
     pipeline = PanGuDraw.from_pretrained(model, device, offload, dtype)
@@ -233,7 +233,7 @@ def generate(
 
 
 def _redrawn(like: Path, model: str, device: str, out: Path) -> Path:
-    from mindpangu.infer.files import own_settings, save_drawing
+    from mindpangu.infer.image_file import own_settings, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.infer.redraw import redraw
 

@@ -14,11 +14,11 @@ def inspect(
 ) -> None:
     """Parts, parameters, bytes, FLOPs and memory of a model: computed from its spec, without any weights."""
     from mindpangu import runtime
-    from mindpangu.data.examples import parse_size
+    from mindpangu.cost.flops import decoder_layers, text_layers, unet_layers
+    from mindpangu.cost.memory import ITEMSIZE, drawing
+    from mindpangu.images import parse_size
     from mindpangu.infer.request import check_size
-    from mindpangu.models.cost import decoder_layers, text_layers, unet_layers
     from mindpangu.models.inventory import find_spec, parameters, parts
-    from mindpangu.models.memory import ITEMSIZE, drawing
 
     runtime.start()
     spec = find_spec(model)
@@ -31,8 +31,8 @@ def inspect(
     table = Table(title=f"{spec.pipeline.name}: computed from its spec")
     for heading in ("part", "tensors", "parameters", "fp32", "fp16", f"FLOPs forward, {size}"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
-    total = 0
-    for name, shapes in parts(spec).items():
+    total, all_shapes = 0, parts(spec)
+    for name, shapes in all_shapes.items():
         count = parameters(shapes)
         total += count
         flops = _scaled(sum(layer.flops for layer in layers[name]))
@@ -44,7 +44,7 @@ def inspect(
         memory.add_column(heading, justify="right")
     for dtype in ITEMSIZE:
         for offload in (False, True):
-            one = drawing(spec, size, pictures, dtype, offload)
+            one = drawing(spec, all_shapes, size, pictures, dtype, offload)
             numbers = (_gib(number) for number in (one.weights, one.waiting, one.working, one.peak))
             memory.add_row(dtype, "yes" if offload else "no", *numbers)
     console = Console(width=120)

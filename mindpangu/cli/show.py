@@ -15,7 +15,7 @@ def show(
     """Print the prompt, seed, model and settings that pictures carry."""
     import yaml
 
-    from mindpangu.infer.files import own_settings
+    from mindpangu.infer.image_file import own_settings
 
     for path in pictures:
         settings = own_settings(path)

@@ -32,8 +32,8 @@ def studio(
         raise UserError("the page needs Gradio (Python 3.10 or later): pip install 'mindpangu[studio]'")
     with tempfile.TemporaryDirectory(prefix="mindpangu-uploads-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # what visitors send and fetch goes with the page
-        from mindpangu.infer.studio import Studio
-        from mindpangu.infer.studio_page import build, serve
+        from mindpangu.studio.app import Studio
+        from mindpangu.studio.page import build, serve
 
         recipe = coop or Path(str(files("mindpangu.configs"))) / "infer" / RECIPE
         address = serve(build(Studio(model, recipe, device)), host, port, queue)

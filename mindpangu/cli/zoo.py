@@ -38,7 +38,7 @@ def pack(
     """
     from mindpangu.checkpoint.store import verify, write_atomically
     from mindpangu.config import dump, load
-    from mindpangu.models.spec import PipelineSpec
+    from mindpangu.spec import PipelineSpec
 
     model = load(spec, PipelineSpec, override)
     sources = {name: Path(source) for name, _, source in (text.partition("=") for text in part)}

@@ -76,6 +76,33 @@ OPINIONS = {
     "en": ("cute", "nice", "beautiful", "pretty", "simple", "cool", "lovely", "funny", "friendly", "good-looking"),
     "zh": ("可爱的", "漂亮的", "好看的", "美丽的", "简单的", "有趣的", "精致的", "萌萌的"),
 }
+# What people say beside it, on which the pictures say nothing either way: before a thing, and after all things.
+BEFORE = {
+    "en": """
+        fierce,wild,happy,sad,hungry,angry,brave,lazy,clever,gentle,grumpy,busy,fresh,tasty,delicious,juicy,sweet,ripe,
+        hot,cold,warm,old,new,young,fancy,cheap,shiny,fluffy,soft,modern,classic,vintage,magic,famous,typical,ordinary,
+        realistic,detailed,favourite,perfect,awesome,amazing,strange,noisy,quiet,fast,strong,best,real,dirty,clean""",
+    "zh": """
+        聪明的,快乐的,害羞的,调皮的,新鲜的,美味的,好吃的,甜甜的,古老的,崭新的,闪亮的,毛茸茸的,飞翔的,微笑的,我的,妈妈的,
+        小朋友的,森林里的,海里的,草地上的,非洲的,中国的,城里的,家里的,桌上的,花园里的,冬天的,早上的,生日的,童话里的,
+        传说中的,著名的,普通的,经典的,逼真的,高级的,便宜的,最好的,神奇的,生气的,饿了的,孤独的,勇敢的,安静的,干净的""",
+}
+AFTER = {
+    "en": """
+        in the forest,at the farm,in the city,in the wild,by the river,on a beach,in the snow,in the rain,at night,
+        in the morning,in spring,in winter,for my birthday,for the kids,for grandpa,for our website,for a poster,
+        as a present,as a tattoo,running,sleeping,flying,sitting,jumping,playing,smiling,waiting for the bus,
+        looking at me,from above,up close,with friends,with love,on the table,on a plate,in a box,in the kitchen,
+        in my room,on the street,from italy,from a fairy tale,like in a cartoon,i love it,that everyone knows,again,
+        right now,today,as soon as possible,thanks,thank you so much,lol,haha,or so,you know,if you can,for free""",
+    "zh": """
+        在森林里,在跳舞,在睡觉,在吃东西,在等人,做头像,做海报,当礼物,真可爱,真不错,来了,回家,谢谢,哈哈,拜托了,好不好,多少钱,
+        怎么样,一起玩,在桌子上,在盒子里,在街上,在雨里,送给爷爷,送给朋友,今天,现在就要,越快越好,像动画片里一样,大家都知道""",
+}
+ASIDES_BEFORE, ASIDES_AFTER = (
+    {language: tuple(one.strip() for one in text.split(",")) for language, text in table.items()}
+    for table in (BEFORE, AFTER)
+)
 PARTS = {
     "en": ("with {} parts", "with some {}", "with {} on it", "that is partly {}"),
     "zh": ("带{}的", "有一些{}的", "有{}部分的"),
@@ -206,7 +233,8 @@ PLAIN_SHARE = 0.2  # names, places and style in the plainest way, as `eval judge
 FRAME_SHARE = 0.6
 OTHER_NAME_SHARE, EMOJI_SHARE, OTHER_LANGUAGE_SHARE = 0.45, 0.04, 0.03
 OPINION_SHARE, COLOUR_SHARE, PART_SHARE = 0.12, 0.12, 0.05
-LIST_SHARE, RELATION_SHARE, TYPO_SHARE = 0.05, 0.4, 0.05
+ASIDES, TYPOS = 0.15, 0.05
+LIST_SHARE, RELATION_SHARE = 0.05, 0.4
 SHORTEST_MISTYPED = 5  # letters
 NEVER_MISTYPED = ("three",)  # a tree is something else
 
@@ -249,16 +277,22 @@ def spoken(nouns: Iterable[Noun], tags: Iterable[str]) -> Iterator[str]:
         for table in (PLACE_WORDS, RELATIONS, NUMBERS, SIZE_WORDS):
             for phrases in table[language].values():
                 yield from phrases
-        for phrases in (SEVERAL, OPINIONS, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
+        for phrases in (SEVERAL, OPINIONS, ASIDES_BEFORE, ASIDES_AFTER, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
             yield from (f" {phrase}." for phrase in phrases[language])
 
 
 class Captions:
     """Wordings of the scenes of some pictures, which `records` describe."""
 
-    def __init__(self, records: Sequence[Record], palette: Callable[[int], Palette]) -> None:
-        """`palette(i)`: the colours of picture i."""
-        self.records, self.palette = records, palette
+    def __init__(
+        self,
+        records: Sequence[Record],
+        palette: Callable[[int], Palette],
+        asides: float = ASIDES,
+        typos: float = TYPOS,
+    ) -> None:
+        """`palette(i)`: the colours of picture i. `asides`, `typos`: shares of captions with either."""
+        self.records, self.palette, self.asides, self.typos = records, palette, asides, typos
         self.nouns: list[Noun] = [noun(record) for record in records]
 
     def __call__(self, scene: Scene, language: str, rng: np.random.Generator) -> str:
@@ -280,6 +314,7 @@ class _Wording:
         self.captions, self.scene, self.language, self.rng = captions, scene, language, rng
         self.english = language == "en"
         self.plain = self.chance(PLAIN_SHARE)
+        self.aside = not self.plain and self.chance(captions.asides)
 
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
@@ -295,6 +330,8 @@ class _Wording:
         if not scene.is_composition and scene.things[0].count == 1 and self.chance(LIST_SHARE):
             return self.listed(scene.things[0], said_style, colour)
         text, endings = self.things(), [self.background(colour), self.styled(said_style)]
+        if self.aside and self.chance(0.6):
+            text += (" " if self.english else "") + self.pick(ASIDES_AFTER[self.language])
         if not self.plain and self.chance(FRAME_SHARE):
             text = self.pick(FRAMES[self.language]).format(text)
         comma = ", " if self.english else self.pick(("，", ", ", " ", "、"))
@@ -305,7 +342,7 @@ class _Wording:
             text = comma.join([text, *ends])
         else:
             text = self.joined(text, [ends[i] for i in self.rng.permutation(len(ends))], comma)
-        return self.mistyped(text) if self.chance(TYPO_SHARE) else text
+        return self.mistyped(text) if self.chance(self.captions.typos) else text
 
     def joined(self, text: str, ends: Sequence[str], comma: str) -> str:
         """Endings behind the text, some without a comma."""
@@ -383,6 +420,8 @@ class _Wording:
         if not self.plain:
             if self.chance(OPINION_SHARE):
                 words.insert(0, self.pick(OPINIONS[self.language]))
+            if self.aside and self.chance(0.6):
+                words.insert(0, self.pick(ASIDES_BEFORE[self.language]))
             main, others = self.captions.palette(thing.picture)
             unsaid = not colours_in(name)
             if main and unsaid and self.chance(COLOUR_SHARE):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mindpangu.data import manifest
-from mindpangu.data.captions import LANGUAGES, Captions
+from mindpangu.data.captions import ASIDES, LANGUAGES, TYPOS, Captions
 from mindpangu.data.palette import Palette, palette
 from mindpangu.data.scenes import COLOURS, Mix, Scene, draw_things, render
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size, read_picture
 
 PLACED_ALONE = 0.25  # compositions of a single picture off the middle
 
@@ -26,7 +26,8 @@ class DataConfig:
     `styles`, `groups` None: all there is. `min_side`: smallest stored picture used, in pixels (the texture generator
     leaves out the small ones). `sizes`: "WxH", drawn in proportion to `size_weights`. `compositions`: share of scenes
     with stated places; `white_backgrounds`: of scenes on white. `counts`: share of things of which there are several;
-    `stated_sizes`: of things that are small or big, and said to be.
+    `stated_sizes`: of things that are small or big, and said to be. `asides`, `typos`: shares of captions with
+    words on which the picture says nothing, and with a typing error.
     """
 
     folder: Path
@@ -39,41 +40,14 @@ class DataConfig:
     white_backgrounds: float = 0.55
     counts: float = 0.0
     stated_sizes: float = 0.0
+    asides: float = ASIDES
+    typos: float = TYPOS
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.size_weights):
             raise ValueError(f"{len(self.sizes)} sizes but {len(self.size_weights)} size_weights")
         for size in self.sizes:
             parse_size(size)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """ "160x96" -> (160, 96): width and height in pixels.
-
-    Raises:
-        ValueError: not two positive whole numbers joined by x.
-    """
-    width, sign, height = text.lower().partition("x")
-    if not (sign and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(f"size '{text}': use WIDTHxHEIGHT in pixels, for example 128x128")
-    return int(width), int(height)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture of a data set as RGBA. Raises: UserError where the file is gone or unreadable."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGBA")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); build the data again") from None
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, on white where transparent."""
-    rgba = picture.convert("RGBA")
-    flat = Image.new("RGBA", rgba.size, "white")
-    flat.alpha_composite(rgba)
-    return flat.convert("RGB")
 
 
 class Examples:
@@ -88,7 +62,7 @@ class Examples:
             raise UserError(f"{config.folder}: no {split} picture of at least {config.min_side} pixels")
         self._pictures: dict[int, Image.Image] = {}
         self._palettes: dict[int, Palette] = {}
-        self.captions = Captions(self.records, self.palette)
+        self.captions = Captions(self.records, self.palette, config.asides, config.typos)
         self._by_style: dict[str, list[int]] = {}
         for i, record in enumerate(self.records):
             self._by_style.setdefault(record.style, []).append(i)
@@ -153,15 +127,3 @@ class Examples:
         rng = self.rng(index, "caption")
         drawn = LANGUAGES[int(rng.integers(len(LANGUAGES)))]
         return self.captions(scene, language or drawn, rng)
-
-
-def to_model(images: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 pictures of one size -> (N, 3, H, W) float32 in [-1, 1]."""
-    batch = np.stack(images).astype(np.float32) / 127.5 - 1.0
-    return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-
-
-def to_pictures(batch: np.ndarray) -> np.ndarray:
-    """(N, 3, H, W) about [-1, 1] -> (N, H, W, 3) uint8."""
-    scaled = np.clip((batch.astype(np.float32) + 1.0) * 127.5 + 0.5, 0, 255)
-    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(0, 2, 3, 1))

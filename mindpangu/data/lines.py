@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mindpangu.data import manifest
-from mindpangu.data.examples import Examples, read_picture
+from mindpangu.data.examples import Examples
 from mindpangu.data.scenes import Scene, render
 from mindpangu.errors import UserError
+from mindpangu.images import read_picture
 
 LINE_STYLE = "line"
 SHOWN = 5  # names in an error

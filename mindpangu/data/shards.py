@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mindpangu.checkpoint.store import write_atomically
-from mindpangu.data.examples import on_white
 from mindpangu.errors import UserError
+from mindpangu.images import on_white
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("txt", "en.txt", "zh.txt", "json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mindpangu.bench.roofline import CHIPS, PANGU, SIDE, TOKENS, Chip, forward_seconds, groups, train_step_seconds
-from mindpangu.models.cost import Layer, unet_layers
+from mindpangu.cost.flops import Layer, unet_layers
 
 
 def test_a_layer_takes_its_slowest_bound():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mindpangu.infer.files import read_settings
+from mindpangu.infer.image_file import read_settings
 
 
 def mindpangu(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

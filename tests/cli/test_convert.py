@@ -11,8 +11,8 @@ from PIL import Image
 
 from mindpangu.cli.generate import parse_control, parse_loras
 from mindpangu.errors import UserError
-from mindpangu.infer.files import read_settings
-from mindpangu.models.spec import TextSpec
+from mindpangu.infer.image_file import read_settings
+from mindpangu.spec import TextSpec
 from tests.cli.test_commands import mindpangu
 from tests.parity.golden_pipelines import build, control_tensors, lora_tensors, narrow, single_file, source_picture
 from tests.parity.golden_tokenizers import vocabulary

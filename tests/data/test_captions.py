@@ -59,7 +59,7 @@ def says(text: str, words) -> bool:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_a_caption_says_is_true(examples, language, monkeypatch):
-    monkeypatch.setattr(captions, "TYPO_SHARE", 0.0)
+    monkeypatch.setattr(examples.captions, "typos", 0.0)
     monkeypatch.setattr(captions, "LIST_SHARE", 0.0)  # lists have tags, which may be any word
     said: Counter = Counter()
     for i in range(SCENES):

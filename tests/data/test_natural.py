@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 from mindpangu.data.captions import (
+    ASIDES_AFTER,
+    ASIDES_BEFORE,
     BACKGROUNDS,
     COLOUR_WORDS,
     FRAMES,
@@ -48,10 +50,12 @@ def grammar(language: str) -> re.Pattern:
     parts = "(?:" + "|".join(slots(form, colours) for form in PARTS[language]) + ")"
     if en:
         head = f"(?:(?:an?|the|one|some|{numbers}) )?"
-        thing = f"{head}(?:{either(OPINIONS['en'])} )?(?:{sizes} )?(?:{colours} )?{either(names)}(?: {parts})?"
+        told = f"(?:{either([*ASIDES_BEFORE['en'], *OPINIONS['en']])} ){{0,2}}(?:{sizes} )?(?:{colours} )?"
+        thing = f"{head}{told}{either(names)}(?: {parts})?(?: {either(ASIDES_AFTER['en'])})?"
     else:
         head = f"(?:(?:一|这|1|{numbers}){measures})?"
-        thing = f"{head}{either(OPINIONS['zh'])}?{sizes}?(?:{colours}的)?{parts}?{either(names)}"
+        told = f"{either([*ASIDES_BEFORE['zh'], *OPINIONS['zh']])}{{0,2}}{sizes}?(?:{colours}的)?{parts}?"
+        thing = f"{head}{told}{either(names)}{either(ASIDES_AFTER['zh'])}?"
     place = either(word for words in PLACE_WORDS[language].values() for word in words)
     thing = f"{thing}(?: ?{place})?"
     frames = "(?:" + "|".join([thing, *(slots(form, thing) for form in FRAMES[language])]) + ")"

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindpangu.data.examples import DataConfig, Examples, parse_size, to_model, to_pictures
+from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.scenes import ARRANGEMENTS, COLOURS, Mix, Scene, Thing, draw_things, nearest_colour, render
+from mindpangu.images import parse_size, to_model, to_pictures
 from tests.tiny import SAMPLE
 
 SIZES = ("128x128", "160x96", "96x160", "256x64", "64x256")

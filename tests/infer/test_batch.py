@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw
 from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
 from mindpangu.infer.batch import Run, finished, make_plan
-from mindpangu.infer.files import encoded, read_settings
+from mindpangu.infer.image_file import encoded, read_settings
 from mindpangu.infer.painter import Painter
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.infer.rows import Row, read_rows
+from mindpangu.infer.prompt_file import Row, read_rows
 from mindpangu.parallel.ranks import Ranks
 
 DEFAULTS = {"steps": 1}

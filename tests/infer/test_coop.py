@@ -86,7 +86,7 @@ def test_a_callback_sees_the_picture_that_is_drawn_and_can_stop(model_folder, un
 def test_the_image_bridge_decodes_resizes_and_encodes(pipeline):
     from mindspore import Tensor
 
-    from mindpangu.data.examples import to_model
+    from mindpangu.images import to_model
 
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)

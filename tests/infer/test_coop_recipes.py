@@ -33,8 +33,8 @@ def drawing(tmp_path_factory):
 def folders(tmp_path_factory):
     """Narrow models in the folders that the recipes name."""
     runtime.start("CPU")
-    from mindpangu.models.conversion import write_model
-    from mindpangu.models.families import convert_controlnet
+    from mindpangu.convert.stable_diffusion import convert_controlnet
+    from mindpangu.convert.writer import write_model
     from mindpangu.models.inventory import find_spec, parts
     from mindpangu.text.vocabularies import clip_bpe
 
@@ -128,7 +128,7 @@ def test_a_model_without_words_follows_its_drawing(model_folder, line_model, dra
 
 
 def test_a_drawing_is_fitted_whole_and_whichever_way_round(drawing, tmp_path):
-    from mindpangu.infer.source import read_lines
+    from mindpangu.infer.init_image import read_lines
 
     seen = read_lines(drawing, (32, 32))
     assert np.median(seen) < 30
@@ -151,7 +151,7 @@ def test_a_learned_bridge_is_crossed_and_one_that_leads_elsewhere_refused(
     from dataclasses import asdict
 
     from mindpangu.models.bridge import LatentBridge
-    from mindpangu.models.spec import BridgeSpec
+    from mindpangu.spec import BridgeSpec
 
     spec = BridgeSpec(4, (4, 4), 4, (4, 4), channels=8, blocks=1, norm_groups=4)
     net = LatentBridge(spec)
@@ -206,8 +206,8 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     from tqdm import tqdm
 
     from mindpangu.config import dump
-    from mindpangu.infer.coop_experiment import Experiment, grid, table
-    from mindpangu.infer.judge import Pictures
+    from mindpangu.evaluation.coop_experiment import Experiment, grid, table
+    from mindpangu.evaluation.judge import Pictures
     from tests.infer.test_judge import pixels
     from tests.tiny import with_lines
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mindpangu.errors import UserError
-from mindpangu.infer.files import save_drawing
 from mindpangu.infer.gallery import page
+from mindpangu.infer.image_file import save_drawing
 from mindpangu.infer.pipeline import Drawing
 
 

@@ -11,7 +11,7 @@ from mindpangu.data.captions import FRAMES
 from mindpangu.data.lexicon import nouns
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import NO_CHARACTER, contact_sheet, length, runs, wrap
-from mindpangu.infer.files import read_settings, save_drawing
+from mindpangu.infer.image_file import read_settings, save_drawing
 from mindpangu.infer.pipeline import PanGuDraw, picture_noise
 from mindpangu.infer.redraw import redraw
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindpangu import runtime
-from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
+from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
 runtime.start("CPU")
 from mindspore import Tensor  # noqa: E402

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mindpangu.models.spec import UNetSpec
 from mindpangu.parallel.pipeline import cut, simulate
+from mindpangu.spec import UNetSpec
 from mindpangu.train.plan import blocks
 
 SPEC = UNetSpec(

@@ -7,9 +7,9 @@ import pytest
 from mindspore import Tensor
 
 from mindpangu import runtime
-from mindpangu.models.spec import VAESpec
 from mindpangu.models.tiled import TiledDecoder, TiledEncoder
 from mindpangu.models.vae import AutoencoderKL
+from mindpangu.spec import VAESpec
 
 PLAIN = VAESpec(z_channels=4, channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=4, scale=(0.2,))
 PATCHED = VAESpec(z_channels=4, channels=8, channel_mult=(2, 2), num_res_blocks=2, norm_groups=4, patch=2)

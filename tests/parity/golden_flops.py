@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from mindpangu.models.spec import UNetSpec
+from mindpangu.spec import UNetSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "flops.json"
 BATCH, SIDE, TOKENS = 2, 16, 11

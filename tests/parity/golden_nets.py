@@ -12,7 +12,7 @@ import numpy as np
 
 from mindpangu.checkpoint.diffusers import unet_config, vae_config
 from mindpangu.checkpoint.transformers import PREFIX, text_config
-from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
+from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 from tests.parity.weights import inputs, of_peer
 
 GOLDEN = Path(__file__).parent / "golden" / "nets.npz"

@@ -19,14 +19,14 @@ runtime.start("CPU")
 
 from mindpangu.checkpoint import ldm  # noqa: E402
 from mindpangu.checkpoint.diffusers import unet_config  # noqa: E402
-from mindpangu.checkpoint.places import Place  # noqa: E402
+from mindpangu.checkpoint.name_map import Place  # noqa: E402
 from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
+from mindpangu.convert.to_diffusers import export_diffusers  # noqa: E402
+from mindpangu.convert.writer import write_model  # noqa: E402
 from mindpangu.infer.pipeline import picture_noise  # noqa: E402
-from mindpangu.models.conversion import write_model  # noqa: E402
-from mindpangu.models.export import export_diffusers  # noqa: E402
 from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
 from mindpangu.models.naming import diffusers_places  # noqa: E402
-from mindpangu.models.spec import ControlNetSpec, ModelSpec  # noqa: E402
+from mindpangu.spec import ControlNetSpec, ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
 from tests.parity.weights import draw, value_of  # noqa: E402
 

@@ -12,7 +12,7 @@ runtime.start("CPU")
 from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E402
 
 from mindpangu.checkpoint.diffusers import unet_places, vae_places  # noqa: E402
-from mindpangu.checkpoint.places import whole  # noqa: E402
+from mindpangu.checkpoint.name_map import whole  # noqa: E402
 from mindpangu.checkpoint.transformers import places_of, torch_name  # noqa: E402
 from mindpangu.models.clip import text_tower  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402

@@ -56,7 +56,7 @@ def folders(tmp_path_factory):
 
 
 def convert(source, spec, out):
-    from mindpangu.models.families import convert_family
+    from mindpangu.convert.stable_diffusion import convert_family
 
     convert_family(source, spec, out, "fp32", 10**9)
 
@@ -73,8 +73,8 @@ def assert_same(spec, one, other):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pictures_are_diffusers(folders, family, monkeypatch):
     monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
+    from mindpangu.infer.init_image import Source
     from mindpangu.infer.pipeline import PanGuDraw
-    from mindpangu.infer.source import Source
 
     options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
     if family in FROM_PICTURE:
@@ -137,9 +137,9 @@ def test_loras_move_the_pictures_as_diffusers_does(folders, family, tmp_path, mo
 def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypatch, uncompiled):
     """At a strength, for a part of the walk; from its release's names and from diffusers' folder."""
     monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
+    from mindpangu.convert.stable_diffusion import convert_controlnet
     from mindpangu.infer.control import Control
     from mindpangu.infer.pipeline import PanGuDraw
-    from mindpangu.models.families import convert_controlnet
 
     spec, ours, _ = folders[family]
     (tmp_path / "folder").mkdir()

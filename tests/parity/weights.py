@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.name_map import Place
 
 
 def draw(name: str, shape: tuple[int, ...], norms: bool = False) -> np.ndarray:

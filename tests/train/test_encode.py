@@ -14,9 +14,10 @@ from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.data import pack
-from mindpangu.data.examples import DataConfig, Examples, to_model
+from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.shards import Shard, find, write
 from mindpangu.errors import UserError
+from mindpangu.images import to_model
 from mindpangu.train.config import TrainConfig
 from tests.tiny import SAMPLE, STYLES, training
 from tests.train.test_loop import states

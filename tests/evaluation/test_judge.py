@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from mindpangu.errors import UserError
-from mindpangu.infer.judge import Galleries, Pictures, composition_prompt, judge_compositions, judge_pairs, prompt_for
+from mindpangu.evaluation.judge import (
+    Galleries,
+    Pictures,
+    composition_prompt,
+    judge_compositions,
+    judge_pairs,
+    prompt_for,
+)
 from mindpangu.infer.pipeline import PanGuDraw
 from tests.tiny import STYLES
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, Optional, Union
 
-from mindpangu.data.examples import parse_size
 from mindpangu.diffusion.schedule import ScheduleSpec
+from mindpangu.images import parse_size
 
 
 @dataclass(frozen=True)

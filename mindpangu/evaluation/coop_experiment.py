@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from mindpangu.config import load
 from mindpangu.data import manifest
-from mindpangu.data.examples import parse_size, read_picture
 from mindpangu.data.lines import LINE_STYLE, edges
 from mindpangu.data.scenes import SIZES
 from mindpangu.errors import UserError
+from mindpangu.evaluation.judge import SIDE, Galleries, Pictures, prompt_for
+from mindpangu.images import parse_size, read_picture
 from mindpangu.infer.coop import CoopConfig, CoopDraw
-from mindpangu.infer.judge import SIDE, Galleries, Pictures, prompt_for
+from mindpangu.infer.init_image import Source
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.infer.source import Source
 from mindpangu.metrics.edges import edge_f1
 from mindpangu.metrics.features import Judge
 from mindpangu.metrics.frechet import frechet_distance

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from mindpangu.models.inventory import find_spec
-from mindpangu.models.memory import drawing
+from mindpangu.cost.memory import drawing
+from mindpangu.models.inventory import find_spec, parts
 
 MODEL, SIZE = "emoji-128", "128x128"
 # Linux's own count of the process; getrusage would count what the parent had before it.
@@ -27,4 +27,5 @@ def test_the_prediction_holds_to_15_percent(pictures, dtype, offload, tmp_path):
     command = [sys.executable, "-c", DRAW, "generate", "a fox", *options, *(["--offload"] if offload else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak = 1024 * int(done.stdout.split()[-1])
-    assert peak == pytest.approx(drawing(find_spec(MODEL), SIZE, pictures, dtype, offload).peak, rel=0.15)
+    spec = find_spec(MODEL)
+    assert peak == pytest.approx(drawing(spec, parts(spec), SIZE, pictures, dtype, offload).peak, rel=0.15)

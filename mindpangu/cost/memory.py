@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mindpangu.data.examples import parse_size
-from mindpangu.models.cost import Layer, decoder_layers, text_layers, unet_layers
-from mindpangu.models.inventory import parts
-from mindpangu.models.spec import ModelSpec
+from mindpangu.checkpoint.name_map import Shapes
+from mindpangu.cost.flops import Layer, decoder_layers, text_layers, unet_layers
+from mindpangu.images import parse_size
+from mindpangu.spec import ModelSpec
 
 MB = 10**6
 STARTED = 475 * MB  # Python, MindSpore and this package, after the first graph
@@ -41,15 +41,24 @@ class Memory:
         return self.weights + self.waiting + self.working
 
 
-def drawing(spec: ModelSpec, size: str, pictures: int, dtype: str = "fp32", offload: bool = False) -> Memory:
+def drawing(
+    spec: ModelSpec,
+    shapes: Mapping[str, Shapes],
+    size: str,
+    pictures: int,
+    dtype: str = "fp32",
+    offload: bool = False,
+) -> Memory:
     """What drawing `pictures` together, with guidance, takes; the files' weights are taken to be fp16.
+
+    `shapes`: of each part's parameters, by name.
 
     Raises:
         ValueError: `size` is no "WxH".
     """
     width, height = (side // spec.vae.factor for side in parse_size(size))
     rows = pictures * (2 + len(spec.pipeline.default_styles) if spec.texts else 1)
-    shapes, users = parts(spec), Counter(spec.unets.values())
+    users = Counter(spec.unets.values())
     first = {unet: name for name, unet in reversed(spec.unets.items())}
     resident = [*first.values(), "vae", *spec.texts]
     weights = sum(_bytes(shape, dtype) for part in resident for shape in shapes[part].values())

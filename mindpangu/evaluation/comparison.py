@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mindpangu.data.captions import LANGUAGES
-from mindpangu.infer.judge import SIDE, Draw, Galleries, Pictures, prompt_for
+from mindpangu.evaluation.judge import SIDE, Draw, Galleries, Pictures, prompt_for
 from mindpangu.metrics.frechet import frechet_distance
 
 NUMBER = re.compile(r"-\d+$")

@@ -14,11 +14,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mindpangu import zoo
-from mindpangu.checkpoint.places import Shapes
+from mindpangu.checkpoint.name_map import Shapes
 from mindpangu.checkpoint.store import check_file, save_tensors, write_atomically, write_card
 from mindpangu.config import dump
 from mindpangu.errors import UserError
-from mindpangu.models.spec import ModelSpec
+from mindpangu.spec import ModelSpec
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 JOURNAL = "conversion.json"  # shards that are done, so that a second run writes only what is not there

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mindpangu.data.examples import to_model
+from mindpangu.images import to_model
 from mindpangu.infer.coop import CoopDraw, ImageBridge
 from mindpangu.metrics.fidelity import psnr
 

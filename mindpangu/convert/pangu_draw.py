@@ -10,13 +10,13 @@ from typing import Optional
 import numpy as np
 
 from mindpangu.checkpoint.mindspore_ckpt import MindSporeCheckpoint
-from mindpangu.checkpoint.places import Shapes
+from mindpangu.checkpoint.name_map import Shapes
 from mindpangu.checkpoint.release import BUFFERS, release_names
 from mindpangu.checkpoint.store import check_fit, file_digest
+from mindpangu.convert.writer import Said, write_model
 from mindpangu.errors import UserError
-from mindpangu.models.conversion import Said, write_model
 from mindpangu.models.inventory import parts
-from mindpangu.models.spec import ModelSpec
+from mindpangu.spec import ModelSpec
 from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
 
 SHARED = ("vae", "text_a", "text_b")  # parts that both files hold

@@ -24,14 +24,14 @@ import numpy as np
 from PIL import Image
 
 from mindpangu.config import load
-from mindpangu.data.examples import parse_size
 from mindpangu.errors import UserError
-from mindpangu.infer.artist import Artist, Job, Preview
+from mindpangu.images import parse_size
 from mindpangu.infer.control import stand_in
 from mindpangu.infer.coop import CoopConfig, CoopDraw
-from mindpangu.infer.files import encoded, parameters, read_settings
+from mindpangu.infer.image_file import encoded, parameters, read_settings
+from mindpangu.infer.init_image import Source
 from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw
-from mindpangu.infer.source import Source
+from mindpangu.studio.worker import Artist, Job, Preview
 
 MAX_TEXT, MAX_SEED = 1000, 2**32 - 1
 KEPT = 24  # pictures of a visitor's history

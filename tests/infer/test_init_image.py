@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mindpangu.errors import UserError
+from mindpangu.infer.init_image import Source
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.infer.source import Source
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_strength_is_how_far_it_goes(pipeline, files):
 def _round_trip(pipeline, picture):
     from mindspore import Tensor
 
-    from mindpangu.data.examples import to_model, to_pictures
+    from mindpangu.images import to_model, to_pictures
 
     return to_pictures(pipeline.vae.decode(pipeline.vae.encode(Tensor(to_model([picture])))).asnumpy())[0].astype(int)
 

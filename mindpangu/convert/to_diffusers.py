@@ -13,14 +13,14 @@ from tokenizers import Tokenizer
 
 from mindpangu import zoo
 from mindpangu.checkpoint.diffusers import unet_config, vae_config
-from mindpangu.checkpoint.places import Place
+from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.store import load_tensors, save_tensors, write_atomically
 from mindpangu.checkpoint.transformers import text_config
+from mindpangu.convert.writer import Said, check_room
 from mindpangu.errors import UserError
-from mindpangu.models.conversion import Said, check_room
 from mindpangu.models.inventory import parts, spec_of
 from mindpangu.models.naming import TOKENIZERS, TOWERS, diffusers_places, stem_of, subfolder
-from mindpangu.models.spec import ModelSpec
+from mindpangu.spec import ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 
 PIPELINES = {"none": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}

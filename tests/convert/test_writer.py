@@ -67,7 +67,7 @@ def released(spec, tmp_path_factory):
 
 
 def convert(*args, dtype="fp32", shard_bytes=1_000_000, **options):
-    from mindpangu.models.release import convert_release
+    from mindpangu.convert.pangu_draw import convert_release
 
     convert_release(*args, dtype=dtype, shard_bytes=shard_bytes, **options)
 

@@ -13,7 +13,7 @@ import yaml
 
 from mindpangu.config import parse
 from mindpangu.errors import UserError
-from mindpangu.infer.files import FORMATS
+from mindpangu.infer.image_file import FORMATS
 
 # Columns of a table that are text whatever they look like.
 WORDS = ("prompt", "negative", "file", "init", "mask", "coop", "line")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
+from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
 
 @dataclass(frozen=True)

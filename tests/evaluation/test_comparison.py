@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindpangu.infer.comparison import Comparison, grid, recipes, table
-from mindpangu.infer.judge import Galleries, Pictures, prompt_for
+from mindpangu.evaluation.comparison import Comparison, grid, recipes, table
+from mindpangu.evaluation.judge import Galleries, Pictures, prompt_for
 from tests.infer.test_judge import pixels
 from tests.tiny import STYLES
 

@@ -10,9 +10,9 @@ from typing import Optional, Union
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mindpangu.data.examples import on_white
 from mindpangu.data.lines import light_on_dark
 from mindpangu.errors import UserError
+from mindpangu.images import on_white
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 
 from mindpangu.checkpoint import ldm
 from mindpangu.checkpoint.diffusers import as_stored
-from mindpangu.checkpoint.places import Place, Shapes
+from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import check_fit, file_digest, save_checkpoint
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
-from mindpangu.models.conversion import DTYPES, Said, check_room, narrowed, write_model
+from mindpangu.convert.writer import DTYPES, Said, check_room, narrowed, write_model
 from mindpangu.models.inventory import parts, shapes_of
 from mindpangu.models.naming import TOKENIZERS, controlnet_places, diffusers_places, ldm_places, stem_of, subfolder
-from mindpangu.models.spec import ControlNetSpec, ModelSpec
+from mindpangu.spec import ControlNetSpec, ModelSpec
 from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
 
 

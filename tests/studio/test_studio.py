@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindpangu.infer.artist import Artist, Preview
+from mindpangu.studio.worker import Artist, Preview
 from tests.tiny import free_port
 
 gradio = pytest.importorskip("gradio", reason="needs the extra mindpangu[studio]")
@@ -316,7 +316,7 @@ def test_without_its_packages_or_its_port_it_ends_in_one_line(monkeypatch, tmp_p
     from mindpangu.cli import studio
     from mindpangu.cli.main import app
     from mindpangu.errors import UserError
-    from mindpangu.infer.studio_page import serve
+    from mindpangu.studio.page import serve
 
     with monkeypatch.context() as patch:
         patch.setattr(studio, "find_spec", lambda name: None)

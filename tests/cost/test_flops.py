@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.models.cost import attention, attention_shape, decoder_layers, text_layers, unet_layers
-from mindpangu.models.spec import TextSpec, UNetSpec, VAESpec
+from mindpangu.cost.flops import attention, attention_shape, decoder_layers, text_layers, unet_layers
+from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
 RELEASE = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)
 

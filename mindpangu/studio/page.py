@@ -13,10 +13,10 @@ from PIL import Image
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopDraw
-from mindpangu.infer.studio import MAX_SEED, MAX_TEXT, Studio, pictures_html
+from mindpangu.studio.app import MAX_SEED, MAX_TEXT, Studio, pictures_html
 
 if TYPE_CHECKING:
-    from mindpangu.models.spec import PipelineSpec
+    from mindpangu.spec import PipelineSpec
 
 MAX_STEPS, MAX_PICTURES = 100, 4
 MAX_UPLOAD, MAX_PIXELS = "10mb", 4096 * 4096

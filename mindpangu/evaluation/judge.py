@@ -11,10 +11,11 @@ import numpy as np
 
 from mindpangu.data import manifest
 from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
-from mindpangu.data.examples import DataConfig, Examples, to_model, to_pictures
+from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.natural import natural_prompts
 from mindpangu.data.scenes import Scene, Thing, cell, nearest_colour
 from mindpangu.errors import UserError
+from mindpangu.images import to_model, to_pictures
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.features import Judge
 from mindpangu.metrics.fidelity import psnr

@@ -1,0 +1,1 @@
+"""What nets cost, on paper, from their specs alone."""

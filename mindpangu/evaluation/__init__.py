@@ -1,0 +1,1 @@
+"""How good models are: the judge, comparisons, the experiments of docs/."""

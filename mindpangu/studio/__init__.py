@@ -1,0 +1,1 @@
+"""The page to draw on in a browser."""
