@@ -16,15 +16,99 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mindpangu.checkpoint.store import whole_lines, write_atomically
+from mindpangu.config import load
 from mindpangu.data.shards import write as write_shard
 from mindpangu.errors import UserError
+from mindpangu.images import parse_size
+from mindpangu.infer.coop import CoopConfig, CoopDraw
 from mindpangu.infer.image_file import FORMATS, encoded
-from mindpangu.infer.painter import Painter, Picture
-from mindpangu.infer.pipeline import Drawing
+from mindpangu.infer.init_image import InitImage
+from mindpangu.infer.pipeline import Drawing, PanGuDraw
 from mindpangu.infer.prompt_file import Row, read_rows
+from mindpangu.infer.request import Request, check, request_for
 from mindpangu.parallel.ranks import Ranks
 
 PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Picture `index` of the row on a line, and the file that it goes to."""
+
+    line: int
+    row: Row
+    index: int
+    file: str
+
+
+class BatchModels:
+    """The run's model, and the recipes that rows ask for; each model is loaded once."""
+
+    def __init__(self, model: PanGuDraw, name: str, device: str = "auto") -> None:
+        """`name`: what recipes call the run's model, a zoo name or a folder."""
+        self.model, self.device = model, device
+        self._models = {name: model}
+        self._recipes: dict[Path, CoopDraw] = {}
+
+    def identity(self, row: Row) -> str:
+        """What tells apart who draws. Raises: UserError where a recipe is none."""
+        return self.model.digest if row.coop is None else self._recipe(row, row.coop).digest
+
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """Raises: UserError where pictures of alike rows cannot be drawn."""
+        row = pictures[0].row
+        if row.coop is None:
+            check(self._request(pictures), self.model.spec)
+        else:
+            self._together(row.coop, pictures[:1]).asked(**_asked(pictures[:1]))
+
+    def draw(self, pictures: Sequence[Picture]) -> list[Drawing]:
+        """Pictures of alike rows, drawn together."""
+        row = pictures[0].row
+        if row.coop is None:
+            return list(self.model.draw(self._request(pictures)))
+        return self._together(row.coop, pictures)(**_asked(pictures))
+
+    def _request(self, pictures: Sequence[Picture]) -> Request:
+        row, spec = pictures[0].row, self.model.spec
+        size = row.size or spec.default_size
+        init_image = None
+        if row.init is not None:
+            try:
+                init_image = InitImage.open(row.init, row.mask, parse_size(size))
+            except ValueError as error:
+                raise UserError(str(error)) from None
+        return request_for(spec, **{**row.options, **_asked(pictures)}, init_image=init_image)
+
+    def _recipe(self, row: Row, recipe: Path) -> CoopDraw:
+        if recipe not in self._recipes:
+            self._recipes[recipe] = CoopDraw(load(recipe, CoopConfig), row.line, self.device, self._models)
+        return self._recipes[recipe]
+
+    def _together(self, recipe: Path, pictures: Sequence[Picture]) -> CoopDraw:
+        """The recipe's models, looking at the pictures' lines."""
+        together = self._recipe(pictures[0].row, recipe)
+        lines = [picture.row.line for picture in pictures if picture.row.line is not None]
+        if bool(lines) != together.looks:
+            needed = "a member looks at a picture: name it in" if together.looks else "nobody looks at a picture: empty"
+            raise UserError(f"{recipe}: {needed} the column line")
+        if lines:
+            together.look_at(lines)
+        return together
+
+
+def _asked(pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What alike rows' pictures are asked for, but for what a recipe says."""
+    row = pictures[0].row
+    return {
+        "prompts": tuple(picture.row.prompt for picture in pictures),
+        "seed": tuple(picture.row.seed for picture in pictures),
+        "indices": tuple(picture.index for picture in pictures),
+        "steps": row.steps,
+        "sampler": row.sampler,
+        "sigmas": row.sigmas,
+        "batch": len(pictures),
+    }
 
 
 @dataclass(frozen=True)
@@ -61,9 +145,9 @@ class Plan:
 
 
 def make_plan(
-    prompts: Path, defaults: Mapping[str, Any], painter: Painter, batch: int, suffix: str, per_shard: Optional[int]
+    prompts: Path, defaults: Mapping[str, Any], models: BatchModels, batch: int, suffix: str, per_shard: Optional[int]
 ) -> Plan:
-    """Read a file of prompts, leave out what `painter` cannot draw, and put alike rows together.
+    """Read a file of prompts, leave out what `models` cannot draw, and put alike rows together.
 
     Raises:
         UserError: the file cannot be read, or an option is none.
@@ -75,13 +159,13 @@ def make_plan(
     alike: dict[tuple[Any, ...], list[Picture]] = {}
     bad: list[tuple[int, str]] = []
     taken: set[str] = set()
-    digest = hashlib.sha256(repr((painter.model.digest, batch, suffix, per_shard)).encode())
+    digest = hashlib.sha256(repr((models.model.digest, batch, suffix, per_shard)).encode())
     for line, row in read_rows(prompts, defaults):
-        problem = row if isinstance(row, str) else _problem(row, line, painter, suffix, taken)
+        problem = row if isinstance(row, str) else _problem(row, line, models, suffix, taken)
         if isinstance(row, str) or problem:
             bad.append((line, problem))
             continue
-        digest.update(repr((line, row, painter.identity(row))).encode())
+        digest.update(repr((line, row, models.identity(row))).encode())
         files = row.files(line, suffix)
         taken.update(file.casefold() for file in files)
         alike.setdefault(row.shape, []).extend(Picture(line, row, index, file) for index, file in enumerate(files))
@@ -89,10 +173,10 @@ def make_plan(
     return Plan(tuple(_units(batches, per_shard)), tuple(bad), digest.hexdigest()[:16])
 
 
-def _problem(row: Row, line: int, painter: Painter, suffix: str, taken: set[str]) -> str:
+def _problem(row: Row, line: int, models: BatchModels, suffix: str, taken: set[str]) -> str:
     """Why a row cannot be drawn; "" where it can."""
     try:
-        painter.check([Picture(line, row, index, "") for index in range(row.n)])
+        models.check([Picture(line, row, index, "") for index in range(row.n)])
     except UserError as error:
         return str(error)
     again = [file for file in row.files(line, suffix) if file.casefold() in taken]
@@ -137,23 +221,23 @@ class Run:
     def _whole(self, unit: Unit) -> bool:
         return all((self.out / file).is_file() for file in unit.files)
 
-    def __call__(self, painter: Painter) -> Iterator[int]:
+    def __call__(self, models: BatchModels) -> Iterator[int]:
         """Draw what is left; yields how many pictures each unit has, as it is finished."""
         journal = self.out / JOURNAL.format(rank=self.ranks.rank)
         if journal.exists():  # a line that was being written when the process ended goes
             write_atomically(journal, "".join(whole_lines(journal)).encode())
         with journal.open("a", encoding="utf-8") as noted:
             for unit in self.left:
-                self._finish(unit, [self._draw(painter, pictures) for pictures in unit.batches])
+                self._finish(unit, [self._draw(models, pictures) for pictures in unit.batches])
                 noted.write(json.dumps({"unit": unit.number, "pictures": unit.pictures}) + "\n")
                 noted.flush()
                 os.fsync(noted.fileno())
                 yield unit.pictures
 
-    def _draw(self, painter: Painter, pictures: Sequence[Picture]) -> list[Drawing]:
+    def _draw(self, models: BatchModels, pictures: Sequence[Picture]) -> list[Drawing]:
         """The drawings of a batch, which is filled up to the others' size, so that nothing is compiled for it."""
         filled = [*pictures, *[pictures[-1]] * (self.batch - len(pictures))]
-        return painter.draw(filled)[: len(pictures)]
+        return models.draw(filled)[: len(pictures)]
 
     def _finish(self, unit: Unit, drawn: Sequence[Sequence[Drawing]]) -> None:
         pairs = [pair for pictures, drawings in zip(unit.batches, drawn) for pair in zip(pictures, drawings)]

@@ -16,7 +16,7 @@ from mindpangu import zoo
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, repeat_rows
 from mindpangu.errors import UserError
-from mindpangu.infer.init_image import Source, read_lines
+from mindpangu.infer.init_image import InitImage, read_lines
 
 if TYPE_CHECKING:
     from mindpangu.models.controlnet import ControlNet
@@ -93,7 +93,7 @@ def stand_in() -> Image.Image:
 
 def fitted(picture: Union[Path, Image.Image], size: tuple[int, int], lines: bool) -> np.ndarray:
     """What a ControlNet sees of a picture at (width, height), (H, W, 3) uint8. Raises: UserError."""
-    return read_lines(picture, size) if lines else Source.open(picture, None, size).picture
+    return read_lines(picture, size) if lines else InitImage.open(picture, None, size).picture
 
 
 class ControlledDenoiser:

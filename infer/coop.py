@@ -24,7 +24,7 @@ from mindpangu.errors import UserError
 from mindpangu.images import parse_size, to_pictures
 from mindpangu.infer.control import Control
 from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw, Progress, StoppedError, picture_noise, tell
-from mindpangu.infer.request import Request, check
+from mindpangu.infer.request import Request, check, request_for
 from mindpangu.version import __version__
 
 if TYPE_CHECKING:
@@ -209,11 +209,12 @@ class CoopDraw:
 
     def _request(self, name: str, model: PanGuDraw, line: Optional[Union[Path, Image.Image]]) -> Request:
         member, spec = self.config.members[name], model.spec
-        request = Request(
-            ("a picture",),
-            member.window or member.size or spec.default_size,
-            spec.default_guidance if member.guidance is None else member.guidance,
-            styles=member.styles or spec.default_styles,
+        request = request_for(
+            spec,
+            prompts=("a picture",),
+            size=member.window or member.size,
+            guidance=member.guidance,
+            styles=member.styles or None,
             negative=member.negative,
         )
         check(request, spec)

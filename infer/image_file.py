@@ -1,8 +1,9 @@
-"""Pictures on disk, which carry their settings."""
+"""Pictures on disk, which carry their settings; and a picture drawn again, bit for bit, from those that it carries."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from mindpangu.checkpoint.store import write_atomically
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import contact_sheet
-from mindpangu.infer.pipeline import Drawing
+from mindpangu.infer.pipeline import Drawing, PanGuDraw
+from mindpangu.infer.request import OPTION_NAMES
 
 SETTINGS_KEY = "mindpangu"
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}
@@ -109,3 +111,42 @@ def own_settings(path: Path) -> dict[str, Any]:
     if not settings:
         raise UserError(f"{path}: carries no settings of ours; another program drew or saved it")
     return settings
+
+
+ELSEWHERE = {  # what settings name, but a file does not carry
+    "source": "the picture that it began from",  # as it was called before 0.2
+    "init_image": "the picture that it began from",
+    "controls": "what its ControlNets looked at",
+    "latents": "the latents that it began from",
+    "loras": "its LoRAs",
+    "refiner": "its refiner",
+    "coop": "a recipe of several models",
+}
+
+
+def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
+    """Draw it again, beside as many others as then: the number drawn together changes the last bits of sums.
+
+    Raises:
+        UserError: another model, or something that the settings only name.
+    """
+    missing = [words for key, words in ELSEWHERE.items() if key in settings]
+    if missing:
+        raise UserError(f"the picture was drawn with {missing[0]}, which is not in it; draw it with the options again")
+    if settings.get("digest") != model.digest:
+        raise UserError(
+            f"the picture was drawn by {settings.get('model')} {settings.get('digest', 'of an unknown version')}, and "
+            f"this is {model.spec.name} {model.digest}"
+        )
+    together = int(settings.get("batch", 1))
+    options = {key: settings[key] for key in OPTION_NAMES if key in settings}
+    end = settings.get("stopped_after", math.inf)
+    seeds, indices = (int(settings["seed"]),) * together, (int(settings["index"]),) * together
+    return model(
+        [settings["prompt"]] * together,
+        seed=seeds,
+        indices=indices,
+        batch=together,
+        on_step=lambda state: state["step"] + 1 < end,
+        **options,
+    )[0]

@@ -16,7 +16,7 @@ from mindpangu.images import on_white
 
 
 @dataclass(frozen=True)
-class Source:
+class InitImage:
     """`picture`: (H, W, 3) uint8; `mask`: (H, W) float32 in [0, 1], 1 where to draw anew, or None for everywhere."""
 
     picture: np.ndarray
@@ -25,7 +25,7 @@ class Source:
     @classmethod
     def open(
         cls, picture: Union[Path, Image.Image], mask: Optional[Union[Path, Image.Image]], size: tuple[int, int]
-    ) -> Source:
+    ) -> InitImage:
         """Both at (width, height): scaled to cover it, cut evenly, on white where transparent.
 
         A mask is light where to draw anew; it is fitted as the picture is.

@@ -29,7 +29,7 @@ from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size, to_model, to_pictures
 from mindpangu.infer.control import Control, ControlledDenoiser
-from mindpangu.infer.request import Request, check, check_size
+from mindpangu.infer.request import Request, check, check_size, request_for
 from mindpangu.infer.step_cache import StepCache
 from mindpangu.text.vocabulary import Vocabulary
 from mindpangu.text.weights import parse_weights
@@ -39,21 +39,6 @@ if TYPE_CHECKING:
     from mindpangu.spec import ModelSpec, PipelineSpec
 
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
-# Of a picture's settings: what is said in another way, or makes no difference to it.
-KEPT_OUT = (
-    "prompts",
-    "n",
-    "seed",
-    "indices",
-    "source",
-    "strength",
-    "controls",
-    "refiner",
-    "refine_below",
-    "latents",
-    "batch",
-    "vae_tile",
-)
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
 
 Progress = Callable[[int, int], None]
@@ -207,22 +192,25 @@ class PanGuDraw:
         Raises:
             UserError: the model cannot do what is asked.
         """
-        defaults = {
-            "size": self.spec.default_size,
-            "guidance": self.spec.default_guidance,
-            "styles": self.spec.default_styles,
-        }
-        given = {key: value for key, value in options.items() if value is not None}
-        if "seed" in given and not isinstance(given["seed"], int):
-            given["seed"] = tuple(given["seed"])
-        request = Request((prompts,) if isinstance(prompts, str) else tuple(prompts), **{**defaults, **given})
+        return list(self.draw(self.asked(prompts, **options), progress, on_step))
+
+    def asked(self, prompts: Union[str, Sequence[str]], **options: Any) -> Request:
+        """The request for prompts, checked; options are `Request`'s fields.
+
+        Raises:
+            UserError: the model cannot do what is asked.
+        """
+        if not isinstance(options.get("seed", 0), (int, type(None))):
+            options["seed"] = tuple(options["seed"])
+        texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        request = request_for(self.spec, prompts=texts, **options)
         check(request, self.spec)
         for unet in self.model.unets.values():
             if not all(control.fits(unet, self.vae.spec.factor) for control in request.controls):
                 raise UserError(f"a ControlNet does not fit {self.spec.name}: it was made for nets of another shape")
         check_refiner(request, self.model)
         self._check_latents(request)
-        return list(self.draw(request, progress, on_step))
+        return request
 
     def draw(
         self, request: Request, progress: Optional[Progress] = None, on_step: Optional[OnStep] = None
@@ -248,8 +236,8 @@ class PanGuDraw:
                 latents, stopped = early.state["denoised"], {"stopped_after": early.state["step"] + 1}
             pictures = to_pictures(decode(latents).asnumpy())
             for one, picture, latent in zip(batch, pictures, latents.asnumpy()):
-                if request.source is not None:
-                    picture = request.source.keep_rest(picture)  # noqa: PLW2901
+                if request.init_image is not None:
+                    picture = request.init_image.keep_rest(picture)  # noqa: PLW2901
                 seed, prompt, index = request.start_of(one)
                 settings = {**self._settings(request, seed, prompt, index), "batch": len(batch), **stopped}
                 if unknown[prompt]:
@@ -372,11 +360,11 @@ class PanGuDraw:
             refining = replace(request, styles={}, controls=())
             switch = float(self.schedule.sigma(request.refine_below))
             denoiser = TimeDecoupled([denoiser, request.refiner.guided(refining, prompts)], [switch])
-        if request.source is None:
+        if request.init_image is None:
             start = noise(0) * float(np.sqrt(1 + sigmas[0] ** 2))
         else:
-            known = self.vae.encode(Tensor(to_model([request.source.picture])))
-            denoiser = Inpainted(denoiser, known, Tensor(request.source.latent_mask(factor)))
+            known = self.vae.encode(Tensor(to_model([request.init_image.picture])))
+            denoiser = Inpainted(denoiser, known, Tensor(request.init_image.latent_mask(factor)))
             start = known + noise(0) * float(sigmas[0])
         return SAMPLERS[request.sampler](
             lambda x, sigma: denoiser(x, sigma, ()),
@@ -387,9 +375,11 @@ class PanGuDraw:
         )
 
     def _settings(self, request: Request, seed: int, prompt: str, index: int) -> dict[str, Any]:
-        shown = {key: value for key, value in vars(request).items() if key not in KEPT_OUT}
-        if request.source is not None:
-            shown.update(source=request.source.digest, strength=request.strength)
+        shown = request.options
+        if request.init_image is None:
+            del shown["strength"]
+        else:
+            shown["init_image"] = request.init_image.digest
         if request.controls:
             shown["controls"] = [control.settings for control in request.controls]
         if request.latents is not None:

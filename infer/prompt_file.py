@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
@@ -14,37 +14,30 @@ import yaml
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.infer.image_file import FORMATS
+from mindpangu.infer.request import OPTION_NAMES, SamplingOptions
 
 # Columns of a table that are text whatever they look like.
 WORDS = ("prompt", "negative", "file", "init", "mask", "coop", "line")
-OF_MEMBERS = ("size", "guidance", "styles", "negative", "rescale", "init", "strength")  # what a recipe says itself
+OF_ALL = ("steps", "sampler", "sigmas")  # options that a recipe's members have in common
+OF_MEMBERS = ("init", *(name for name in OPTION_NAMES if name not in OF_ALL))  # what a recipe says itself
 MAX_N, MAX_NAME = 10_000, 200
 KINDS = (".txt", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(SamplingOptions):
     """What a row asks for; the options are `generate`'s.
 
     `file`: where its picture goes, below the output folder; `coop`: a recipe of several models (configs/infer/), which
     then says what the members are asked for; `line`: the picture that their ControlNets look at.
     """
 
-    prompt: str
+    prompt: str = ""
     file: Optional[str] = None
     n: int = 1
     seed: int = 0
-    size: Optional[str] = None
-    steps: int = 30
-    guidance: Optional[float] = None
-    styles: dict[str, float] = field(default_factory=dict)
-    negative: str = ""
-    sampler: str = "euler"
-    sigmas: str = "uniform"
-    rescale: float = 0.0
     init: Optional[Path] = None
     mask: Optional[Path] = None
-    strength: float = 0.6
     coop: Optional[Path] = None
     line: Optional[Path] = None
 
@@ -68,7 +61,7 @@ class Row:
             raise ValueError("mask needs init, the picture that it belongs to")
         if self.line is not None and self.coop is None:
             raise ValueError("line needs coop, the recipe whose members look at it")
-        theirs = [key for key in OF_MEMBERS if self.coop is not None and getattr(self, key) != getattr(Row, key, {})]
+        theirs = [key for key in OF_MEMBERS if self.coop is not None and getattr(self, key) != getattr(Row, key)]
         if theirs:
             raise ValueError(f"{theirs[0]} does not go with coop; the recipe says what its members are asked for")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Optional, Union
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
 from mindpangu.images import parse_size
 from mindpangu.infer.control import Control
-from mindpangu.infer.init_image import Source
+from mindpangu.infer.init_image import InitImage
 from mindpangu.spec import PipelineSpec
 
 if TYPE_CHECKING:
@@ -24,43 +23,72 @@ MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Request:
-    """Prompts and how to draw them.
+class SamplingOptions:
+    """How a picture is drawn, as plain data: said once for requests, rows of a prompt file, metadata and kept graphs.
 
-    size: "WxH"; guidance: s of classifier-free guidance; styles: weight of each style row; n: pictures a prompt;
-    seed: one for all pictures, or one for each, which is then what that seed alone draws of its prompt; indices: with
-    one seed for each, which of that seed's pictures it is, by default its first;
-    sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS; cache_interval: every so many steps the nets compute their deep
-    features, and reuse them between; source: a picture to start from; strength: how much of the walk from noise it goes
-    through, 1 for all; lag: switch the nets one step late, as the released code does; controls: ControlNets that steer;
-    latents: unit Gaussian (pictures, C, h, w) to start from instead of the seed's;
-    rescale: φ of guidance rescale; refiner: another model of the same latents that draws at t < refine_below;
-    batch: pictures drawn together, the fewer the less memory; vae_tile: side in pixels of the tiles in which pictures
-    are decoded, None for whole pictures.
+    size: "WxH", guidance: the scale s of classifier-free guidance, styles: weight of each style row; each None for the
+    model's own default. sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS. cache_interval: every so many steps the nets
+    compute their deep features, and reuse them between. lag: switch the experts one step late, as the released code
+    does. rescale: φ of guidance rescale. strength: the share of the steps that is sampled from an init image.
     """
 
-    prompts: tuple[str, ...]
-    size: str
-    guidance: float
+    size: Optional[str] = None
     steps: int = 30
-    styles: Mapping[str, float] = field(default_factory=dict)
+    guidance: Optional[float] = None
+    styles: Optional[dict[str, float]] = None
     negative: str = ""
-    seed: Union[int, tuple[int, ...]] = 0
-    n: int = 1
-    indices: tuple[int, ...] = ()
     sampler: str = "euler"
     sigmas: str = "uniform"
     cache_interval: int = 1
-    source: Optional[Source] = None
-    strength: float = 0.6
     lag: bool = False
+    rescale: float = 0.0
+    strength: float = 0.6
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options alone, by name."""
+        return {name: getattr(self, name) for name in OPTION_NAMES}
+
+
+OPTION_NAMES = tuple(one.name for one in fields(SamplingOptions))
+
+
+@dataclass(frozen=True)
+class Request(SamplingOptions):
+    """Prompts and how to draw them; made by `request_for`, which puts the model's defaults in.
+
+    n: pictures a prompt; seed: one for all pictures, or one for each, which is then what that seed alone draws of its
+    prompt; indices: with one seed for each, which of that seed's pictures it is, by default its first; init_image: a
+    picture to start from; controls: ControlNets that steer; latents: unit Gaussian (pictures, C, h, w) to start from
+    instead of the seed's; refiner: another model of the same latents that draws at t < refine_below; batch: pictures
+    drawn together, the fewer the less memory; vae_tile: side in pixels of the tiles in which pictures are decoded, None
+    for whole pictures.
+    """
+
+    size: str = ""
+    guidance: float = 1.0
+    styles: dict[str, float] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    seed: Union[int, tuple[int, ...]] = 0
+    n: int = 1
+    indices: tuple[int, ...] = ()
+    init_image: Optional[InitImage] = None
     controls: tuple[Control, ...] = ()
     latents: Optional[np.ndarray] = None
-    rescale: float = 0.0
     refiner: Optional[PanGuDraw] = None
     refine_below: int = 200
     batch: int = 8
     vae_tile: Optional[int] = None
+
+    @property
+    def graph_key(self) -> tuple[Any, ...]:
+        """What the graphs depend on that are compiled for it, the nets aside; for `runtime.kept_graphs`."""
+        options = {**self.options, "styles": sorted(self.styles), "negative": None}
+        if self.init_image is None:
+            options["strength"] = None
+        controls = [(one.net.spec, one.start, one.end) for one in self.controls]
+        refiner = self.refiner and (self.refiner.digest, self.refine_below)
+        return (options, self.pictures, self.batch, self.vae_tile, controls, refiner)
 
     @property
     def width(self) -> int:
@@ -69,8 +97,8 @@ class Request:
 
     @property
     def first_step(self) -> int:
-        """The step at which a walk from a source starts."""
-        return 0 if self.source is None else self.steps - max(1, round(self.steps * self.strength))
+        """The step at which sampling from an init image starts."""
+        return 0 if self.init_image is None else self.steps - max(1, round(self.steps * self.strength))
 
     @property
     def pictures(self) -> int:
@@ -88,6 +116,16 @@ class Request:
     def height(self) -> int:
         """Pixels down."""
         return parse_size(self.size)[1]
+
+
+def request_for(spec: PipelineSpec, **asked: Any) -> Request:
+    """A request by the names of its fields; what is None or left out is the model's own, or the field's, default."""
+    defaults = {
+        "size": spec.default_size,
+        "guidance": spec.default_guidance,
+        "styles": dict(spec.default_styles),
+    }
+    return Request(**{**defaults, **{name: value for name, value in asked.items() if value is not None}})
 
 
 def check_size(size: str, spec: PipelineSpec) -> None:
@@ -138,9 +176,9 @@ def check(request: Request, spec: PipelineSpec) -> None:
         raise UserError(f"rescale is {request.rescale}; 0 to 1 is allowed")
     if not 0 < request.strength <= 1:
         raise UserError(f"strength is {request.strength}; above 0 and at most 1 is allowed")
-    if request.source is not None and request.source.picture.shape[:2] != (request.height, request.width):
-        height, width = request.source.picture.shape[:2]
-        raise UserError(f"the source is {width}x{height} and size is {request.size}; they must be equal")
+    if request.init_image is not None and request.init_image.picture.shape[:2] != (request.height, request.width):
+        height, width = request.init_image.picture.shape[:2]
+        raise UserError(f"the init image is {width}x{height} and size is {request.size}; they must be equal")
     for control in request.controls:
         height, width = control.picture.shape[-3:-1]
         if (height, width) != (request.height, request.width):

@@ -15,8 +15,7 @@ from mindpangu.cli.generate import DEFAULT_MODEL, check_writable
 from mindpangu.config import put
 
 if TYPE_CHECKING:
-    from mindpangu.infer.batch import Run
-    from mindpangu.infer.painter import Painter
+    from mindpangu.infer.batch import BatchModels, Run
 
 BAD_ROWS = 3  # exit code: everything is drawn but what errors.jsonl lists
 
@@ -36,8 +35,7 @@ def batch(
 ) -> None:
     """Draw a file of prompts; under msrun, by several processes. Exit code 3: some rows could not be drawn."""
     from mindpangu.checkpoint.lock import only_writer
-    from mindpangu.infer.batch import Run, make_plan
-    from mindpangu.infer.painter import Painter
+    from mindpangu.infer.batch import BatchModels, Run, make_plan
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.parallel.ranks import join
 
@@ -45,16 +43,16 @@ def batch(
     defaults: dict[str, Any] = {}
     for text in set_:
         put(defaults, text)
-    painter = Painter(PanGuDraw.from_pretrained(model, device), model, device)
+    models = BatchModels(PanGuDraw.from_pretrained(model, device), model, device)
     ranks = join()
-    plan = make_plan(prompts, defaults, painter, batch_size, f".{form}", per_shard if shards else None)
+    plan = make_plan(prompts, defaults, models, batch_size, f".{form}", per_shard if shards else None)
     with only_writer(out) if ranks.first else nullcontext():
-        _draw(Run(plan, out, batch_size, ranks), painter)
+        _draw(Run(plan, out, batch_size, ranks), models)
     if plan.bad:
         raise typer.Exit(BAD_ROWS)
 
 
-def _draw(run: Run, painter: Painter) -> None:
+def _draw(run: Run, models: BatchModels) -> None:
     """Draw what is left, with progress, and write the summary."""
     from mindpangu.checkpoint.store import write_atomically
     from mindpangu.infer.batch import ERRORS
@@ -64,7 +62,7 @@ def _draw(run: Run, painter: Painter) -> None:
     started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
     with tqdm(total=run.done + mine, initial=run.done, unit="picture", disable=not ranks.first) as bar:
         bar.set_postfix(bad_rows=len(plan.bad))
-        for count in run(painter):
+        for count in run(models):
             bar.update(count)
     ranks.wait()
     if ranks.first:

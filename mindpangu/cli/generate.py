@@ -16,7 +16,7 @@ from mindpangu.errors import UserError
 
 if TYPE_CHECKING:
     from mindpangu.infer.control import Control
-    from mindpangu.infer.init_image import Source
+    from mindpangu.infer.init_image import InitImage
 
 DEFAULT_MODEL = "emoji-128"
 CONTROL_OPTIONS = ("strength", "start", "end")
@@ -102,15 +102,15 @@ def asked_sides(size: str) -> tuple[int, int]:
         raise UserError(str(error)) from None
 
 
-def open_source(init: Optional[Path], mask: Optional[Path], sides: tuple[int, int]) -> Optional[Source]:
+def open_init_image(init: Optional[Path], mask: Optional[Path], sides: tuple[int, int]) -> Optional[InitImage]:
     """The files of --init and --mask at (width, height). Raises: UserError."""
     if init is None:
         if mask is not None:
             raise UserError("--mask needs --init, the picture that it belongs to")
         return None
-    from mindpangu.infer.init_image import Source
+    from mindpangu.infer.init_image import InitImage
 
-    return Source.open(init, mask, sides)
+    return InitImage.open(init, mask, sides)
 
 
 def open_controls(wanted: list[tuple[Path, Path, dict[str, Any]]], sides: tuple[int, int]) -> tuple[Control, ...]:
@@ -162,7 +162,7 @@ def generate(
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:
     """Draw pictures from prompts."""
-    started = time.monotonic()
+    given, started = dict(locals()), time.monotonic()
     if like is not None:
         if prompts:
             raise UserError("--like draws the picture's own prompt; leave the prompts out")
@@ -174,68 +174,42 @@ def generate(
     check_writable(out)
     from mindpangu.infer.image_file import save_drawings
     from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.infer.request import OPTION_NAMES
 
     pipeline = PanGuDraw.from_pretrained(model, device, offload, dtype)
     if loras:
         pipeline.set_loras(loras)
     second = None if refiner is None else PanGuDraw.from_pretrained(refiner, device, offload, dtype)
     sides = asked_sides(size or pipeline.spec.default_size)
-    source, controls = open_source(init, mask, sides), open_controls(wanted, sides)
-    drawn = (
-        size,
-        len(prompts) * n,
-        batch,
-        steps,
-        guidance,
-        sorted(styles),
-        sampler,
-        sigmas,
-        cache_interval,
-        lag,
-        rescale,
+    init_image, controls = open_init_image(init, mask, sides), open_controls(wanted, sides)
+    options = {name: given[name] for name in OPTION_NAMES if name in given}
+    request = pipeline.asked(
+        prompts,
+        **{**options, "styles": styles or None},
+        seed=seed[0] if len(seed) == 1 else seed,
+        n=n,
+        batch=batch,
+        vae_tile=vae_tile,
+        init_image=init_image,
+        controls=controls,
+        refiner=second,
+        refine_below=refine_below,
     )
-    shapes = (*drawn, dtype, vae_tile)
-    steered = [(one.net.spec, one.start, one.end) for one in controls]
-    start = None if source is None else strength
-    refined = refiner and (zoo.fingerprint(zoo.find(refiner)), refine_below)
-    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, shapes, start, steered, refined)
+    kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, dtype, request.graph_key)
     with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        drawings = pipeline(
-            prompts,
-            progress=progress,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            styles=styles or None,
-            negative=negative,
-            seed=seed[0] if len(seed) == 1 else seed,
-            n=n,
-            batch=batch,
-            vae_tile=vae_tile,
-            sampler=sampler,
-            sigmas=sigmas,
-            cache_interval=cache_interval,
-            source=source,
-            strength=strength,
-            lag=lag,
-            controls=controls,
-            rescale=rescale,
-            refiner=second,
-            refine_below=refine_below,
-        )
+        drawings = list(pipeline.draw(request, progress))
     where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")
 
 
 def _redrawn(like: Path, model: str, device: str, out: Path) -> Path:
-    from mindpangu.infer.image_file import own_settings, save_drawing
+    from mindpangu.infer.image_file import own_settings, redraw, save_drawing
     from mindpangu.infer.pipeline import PanGuDraw
-    from mindpangu.infer.redraw import redraw
 
     settings = own_settings(like)
     drawing = redraw(PanGuDraw.from_pretrained(model, device), settings)

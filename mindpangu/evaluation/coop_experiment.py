@@ -24,7 +24,7 @@ from mindpangu.errors import UserError
 from mindpangu.evaluation.judge import SIDE, Galleries, Pictures, prompt_for
 from mindpangu.images import parse_size, read_picture
 from mindpangu.infer.coop import CoopConfig, CoopDraw
-from mindpangu.infer.init_image import Source
+from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.edges import edge_f1
 from mindpangu.metrics.features import Judge
@@ -161,9 +161,9 @@ class Experiment:
         def draw(part: Sequence[Case], seed: int) -> Images:
             drawn = []
             for case, picture in zip(part, guest(part, seed)):
-                source = Source.open(Image.fromarray(picture), None, sides)
+                init_image = InitImage.open(Image.fromarray(picture), None, sides)
                 drawn += host(
-                    case.prompt, size=member.size, steps=self.steps, seed=seed, source=source, strength=strength
+                    case.prompt, size=member.size, steps=self.steps, seed=seed, init_image=init_image, strength=strength
                 )
             return [_at_full_size(d.image) for d in drawn]
 

@@ -29,9 +29,9 @@ from mindpangu.images import parse_size
 from mindpangu.infer.control import stand_in
 from mindpangu.infer.coop import CoopConfig, CoopDraw
 from mindpangu.infer.image_file import encoded, parameters, read_settings
-from mindpangu.infer.init_image import Source
+from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw
-from mindpangu.studio.worker import Artist, Job, Preview
+from mindpangu.studio.worker import Job, Preview, Worker
 
 MAX_TEXT, MAX_SEED = 1000, 2**32 - 1
 KEPT = 24  # pictures of a visitor's history
@@ -44,7 +44,7 @@ History = list[tuple[str, str]]  # file and caption, newest first
 
 @dataclass
 class Opened:
-    """The models, in the artist's thread."""
+    """The models, in the worker's thread."""
 
     pipeline: PanGuDraw
     together: CoopDraw
@@ -60,7 +60,7 @@ def open_models(model: str, recipe: Path, device: str) -> Opened:
 
 
 class Studio:
-    """The page and what it does. One artist draws for all visitors, one thing after another."""
+    """The page and what it does. One worker draws for all visitors, one thing after another."""
 
     def __init__(self, model: str, recipe: Path, device: str = "auto") -> None:
         """Load the models, and compile what a first drawing needs while the page is opened.
@@ -68,12 +68,12 @@ class Studio:
         Raises:
             UserError: a model or the recipe is absent, damaged or unfit.
         """
-        self.artist: Artist[Opened] = Artist(lambda: open_models(model, recipe, device))
-        self.models = self.artist.models()
+        self.worker: Worker[Opened] = Worker(lambda: open_models(model, recipe, device))
+        self.models = self.worker.models()
         self._jobs: dict[str, Job[Opened]] = {}  # a visitor's, under way
         self._folder = tempfile.TemporaryDirectory(prefix="mindpangu-studio-")
-        self.artist.draw(lambda models, _: models.pipeline("a", steps=WARM_STEPS, on_step=_look))
-        self.artist.draw(lambda models, _: models.together(["a"], steps=WARM_STEPS, on_step=_look))
+        self.worker.draw(lambda models, _: models.pipeline("a", steps=WARM_STEPS, on_step=_look))
+        self.worker.draw(lambda models, _: models.together(["a"], steps=WARM_STEPS, on_step=_look))
 
     # ---- What a visitor asks for -----------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class Studio:
                 sampler=sampler,
                 seed=seed,
                 n=n,
-                source=source,
+                init_image=init_image,
                 strength=strength,
                 on_step=on_step,
             )
@@ -116,7 +116,7 @@ class Studio:
         with _refusing():
             prompt, negative = _text(prompt), _text(negative)
             seed = _seed(random, seed)
-            source = _source(canvas, parse_size(size))
+            init_image = _init_image(canvas, parse_size(size))
         yield from self._watched(work, prompt, seed, history, request)
 
     def draw_together(
@@ -164,7 +164,7 @@ class Studio:
         """Yields (pictures as HTML, a line on how far it is, the seed, the history, the history's gallery)."""
         session = request.session_hash or ""
         started, first = time.monotonic(), math.nan
-        job = self._jobs[session] = self.artist.draw(work)
+        job = self._jobs[session] = self.worker.draw(work)
         yield gr.skip(), STARTED, seed, gr.skip(), gr.skip()
         try:
             with _refusing():
@@ -274,7 +274,7 @@ def _clicked(path: Optional[str]) -> Path:
     return Path(path)
 
 
-def _source(canvas: Editor, sides: tuple[int, int]) -> Optional[Source]:
+def _init_image(canvas: Editor, sides: tuple[int, int]) -> Optional[InitImage]:
     """What the first tab's canvas holds: a picture, and where it was brushed. None where it is empty."""
     if not canvas or canvas.get("background") is None:
         return None
@@ -282,7 +282,7 @@ def _source(canvas: Editor, sides: tuple[int, int]) -> Optional[Source]:
     brushed = [np.asarray(layer.convert("RGBA").resize(picture.size))[..., 3] > 0 for layer in canvas.get("layers", ())]
     where = np.any(brushed, axis=0) if brushed else np.zeros(1, bool)
     mask = Image.fromarray(where.astype(np.uint8) * 255) if where.any() else None
-    return Source.open(picture, mask, sides)
+    return InitImage.open(picture, mask, sides)
 
 
 def _preview(image: Image.Image) -> str:

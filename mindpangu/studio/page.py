@@ -71,7 +71,7 @@ def build(studio: Studio) -> gr.Blocks:
                 [pictures, line, seed, history, gallery],
                 show_progress="minimal",
                 show_progress_on=line,
-                concurrency_id="artist",
+                concurrency_id="worker",
                 api_visibility="private",
             )
         stop.click(studio.stop, None, line, queue=False, show_progress="hidden", api_visibility="private")

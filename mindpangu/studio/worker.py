@@ -66,7 +66,7 @@ class Job(Generic[Models]):
         return None
 
 
-class Artist(Generic[Models]):
+class Worker(Generic[Models]):
     """The thread. MindSpore keeps part of its state by thread, so models are opened and used in this one alone."""
 
     def __init__(self, open_models: Callable[[], Models]) -> None:
@@ -74,7 +74,7 @@ class Artist(Generic[Models]):
         self._jobs: queue.SimpleQueue[Job[Models]] = queue.SimpleQueue()
         self._opened: queue.SimpleQueue[Union[Models, Exception]] = queue.SimpleQueue()
         self._open = open_models
-        threading.Thread(target=self._work, name="artist", daemon=True).start()
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
 
     def models(self) -> Models:
         """What was opened, once it is: call it once. Raises: what opening raised."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mindpangu.evaluation.comparison import Comparison, grid, recipes, table
 from mindpangu.evaluation.judge import Galleries, Pictures, prompt_for
-from tests.infer.test_judge import pixels
+from tests.evaluation.test_judge import pixels
 from tests.tiny import STYLES
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"

@@ -15,9 +15,8 @@ from PIL import Image, ImageDraw
 
 from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
-from mindpangu.infer.batch import Run, finished, make_plan
+from mindpangu.infer.batch import BatchModels, Run, finished, make_plan
 from mindpangu.infer.image_file import encoded, read_settings
-from mindpangu.infer.painter import Painter
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.prompt_file import Row, read_rows
 from mindpangu.parallel.ranks import Ranks
@@ -38,8 +37,8 @@ def model(model_folder):
 
 
 @pytest.fixture(scope="module")
-def painter(model):
-    return Painter(model, "tiny")
+def models(model):
+    return BatchModels(model, "tiny")
 
 
 def written(folder, rows, name="prompts.jsonl"):
@@ -48,8 +47,8 @@ def written(folder, rows, name="prompts.jsonl"):
     return path
 
 
-def planned(path, painter, suffix=".png", per_shard=None):
-    return make_plan(path, DEFAULTS, painter, 2, suffix, per_shard)
+def planned(path, models, suffix=".png", per_shard=None):
+    return make_plan(path, DEFAULTS, models, 2, suffix, per_shard)
 
 
 def contents(folder):
@@ -61,14 +60,14 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def quiet(painter, tmp_path_factory):
+def quiet(models, tmp_path_factory):
     """The rows, and what an undisturbed run draws of them."""
     from tests.conftest import without_graphs
 
     folder = tmp_path_factory.mktemp("quiet")
     path, out = written(folder, ROWS), folder / "out"
     with without_graphs():
-        assert sum(Run(planned(path, painter), out, 2, Ranks())(painter)) == 7
+        assert sum(Run(planned(path, models), out, 2, Ranks())(models)) == 7
     return path, contents(out)
 
 
@@ -88,20 +87,20 @@ def test_each_picture_is_what_generate_draws_of_its_seed(quiet, model, uncompile
             assert json.loads(picture.info["mindpangu"])["index"] == index
 
 
-def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, painter, tmp_path, uncompiled, monkeypatch):
+def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, models, tmp_path, uncompiled, monkeypatch):
     """A kill is an exception out of any write, also in the middle of a journal's line; ranks change between."""
     from mindpangu.infer import batch
 
     path, wanted = quiet
-    plan, out, rng = planned(path, painter), tmp_path / "out", random.Random(1)
+    plan, out, rng = planned(path, models), tmp_path / "out", random.Random(1)
     drawn = []
-    real = painter.draw
+    real = models.draw
 
     def counted(pictures):
         drawn.append(pictures[0].file)
         return real(pictures)
 
-    monkeypatch.setattr(painter, "draw", counted)
+    monkeypatch.setattr(models, "draw", counted)
     write = batch.write_atomically
     kills = 0
     while True:
@@ -121,7 +120,7 @@ def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, pain
                 before = finished(out)
                 run = Run(plan, out, 2, Ranks(rank, ranks))
                 assert not before & {unit.number for unit in run.left}  # nothing that was finished is drawn again
-                for _ in run(painter):
+                for _ in run(models):
                     pass
         except KeyboardInterrupt:
             kills += 1
@@ -138,10 +137,10 @@ def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, pain
     assert len(finished(out)) == len(plan.units)
 
 
-def test_shards_hold_the_same_pictures_ready_for_training(quiet, painter, tmp_path, uncompiled):
+def test_shards_hold_the_same_pictures_ready_for_training(quiet, models, tmp_path, uncompiled):
     path, wanted = quiet
-    plan = planned(path, painter, per_shard=3)
-    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(painter)) == 7
+    plan = planned(path, models, per_shard=3)
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(models)) == 7
     shards = [Shard(one) for one in sorted((tmp_path / "out").glob("*.tar"))]
     samples = [shard.read(entry) for shard in shards for entry in shard.entries]
     assert len(shards) == len(plan.units)
@@ -150,7 +149,7 @@ def test_shards_hold_the_same_pictures_ready_for_training(quiet, painter, tmp_pa
     assert len(wanted) == len(samples)
 
 
-def test_bad_rows_are_listed_and_the_rest_is_drawn(painter, tmp_path, uncompiled):
+def test_bad_rows_are_listed_and_the_rest_is_drawn(models, tmp_path, uncompiled):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = [
         {"prompt": "a fox"},
@@ -168,7 +167,7 @@ def test_bad_rows_are_listed_and_the_rest_is_drawn(painter, tmp_path, uncompiled
         {"prompt": "a", "styles": {"cubist": 1.0}},
         ["a"],
     ]
-    plan = planned(written(tmp_path, rows), painter)
+    plan = planned(written(tmp_path, rows), models)
     assert [line for line, _ in plan.bad] == list(range(2, 15))
     reasons = dict(plan.bad)
     for line, words in {
@@ -177,7 +176,7 @@ def test_bad_rows_are_listed_and_the_rest_is_drawn(painter, tmp_path, uncompiled
         11: "n is 0", 12: "another row's already", 13: "style 'cubist' is unknown", 14: "not an object",
     }.items():  # fmt: skip
         assert words in reasons[line], reasons[line]
-    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(painter)) == 1
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(models)) == 1
     listed = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
     assert [one["line"] for one in listed] == list(range(2, 15))
     assert {p.name for p in tmp_path.iterdir()} == {"out", "broken.png", "prompts.jsonl"}
@@ -201,7 +200,7 @@ def recipe(model_folder, line_model, tmp_path_factory):
     return path
 
 
-def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, painter, tmp_path, uncompiled):
+def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, models, tmp_path, uncompiled):
     """Rows of one recipe are drawn together, each looking at its own drawing; each is what `coop` draws alone."""
     from mindpangu.config import load
     from mindpangu.infer.coop import CoopConfig, CoopDraw
@@ -217,7 +216,7 @@ def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, painter, tmp
         {"prompt": "a fox", "coop": str(recipe), "line": str(recipe)},
         {"prompt": "a fox", "coop": str(tmp_path / "none.yaml"), "line": lines["flat"]},
     ]
-    plan = planned(written(tmp_path, rows), Painter(painter.model, str(model_folder)))
+    plan = planned(written(tmp_path, rows), BatchModels(models.model, str(model_folder)))
     assert [(line, reason.split("; ")[-1]) for line, reason in plan.bad] == [
         (4, f"{recipe}: a member looks at a picture: name it in the column line"),
         (5, "the recipe says what its members are asked for"),
@@ -229,9 +228,9 @@ def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, painter, tmp
     assert [[picture.file for batch in unit.batches for picture in batch] for unit in plan.units] == [
         ["0000001.png", "0000003.png"], ["0000002.png"],
     ]  # fmt: skip
-    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(Painter(painter.model, str(model_folder)))) == 3
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(BatchModels(models.model, str(model_folder)))) == 3
     for name, file in (("round", "0000001.png"), ("flat", "0000003.png")):
-        together = CoopDraw(load(recipe, CoopConfig), lines[name], models={str(model_folder): painter.model})
+        together = CoopDraw(load(recipe, CoopConfig), lines[name], models={str(model_folder): models.model})
         alone = together(["a fox"], seed=3, steps=1)[0]
         with Image.open(tmp_path / "out" / file) as picture:
             assert np.abs(np.asarray(picture, int) - np.asarray(alone.image, int)).max() <= 1
@@ -243,7 +242,7 @@ def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, painter, tmp
     other.parent.mkdir()
     other.write_text(changed, encoding="utf-8")
     digests = [
-        planned(written(tmp_path, [{**rows[0], "coop": str(path)}], "one.jsonl"), painter).digest
+        planned(written(tmp_path, [{**rows[0], "coop": str(path)}], "one.jsonl"), models).digest
         for path in (recipe, other)
     ]
     assert digests[0] != digests[1]  # a recipe that changed makes another run
@@ -264,10 +263,10 @@ def test_one_run_at_a_time_writes_a_folder(model_folder, tmp_path):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_folder_holds_one_run(painter, tmp_path):
-    first = planned(written(tmp_path, ROWS[:1]), painter)
+def test_a_folder_holds_one_run(models, tmp_path):
+    first = planned(written(tmp_path, ROWS[:1]), models)
     Run(first, tmp_path / "out", 2, Ranks())
-    other = planned(written(tmp_path, ROWS[:2], "other.jsonl"), painter)
+    other = planned(written(tmp_path, ROWS[:2], "other.jsonl"), models)
     with pytest.raises(UserError, match="holds a run of other prompts"):
         Run(other, tmp_path / "out", 2, Ranks())
 
@@ -305,7 +304,7 @@ def test_no_row_is_fatal(tmp_path_factory, data, suffix):
         assert "\n" not in str(error)
 
 
-def test_five_hundred_strange_rows_none_fatal(painter, tmp_path, uncompiled):
+def test_five_hundred_strange_rows_none_fatal(models, tmp_path, uncompiled):
     """Each is planned or listed, and what is planned can be drawn."""
     rng = random.Random(4)
     strange = [
@@ -336,7 +335,7 @@ def test_five_hundred_strange_rows_none_fatal(painter, tmp_path, uncompiled):
         rows.append({"prompt": rng.choice(["a fox", "a fox", *strange]), **row})
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    plan = planned(path, painter)
+    plan = planned(path, models)
     drawn = {picture.line for unit in plan.units for batch in unit.batches for picture in batch}
     assert sorted({line for line, _ in plan.bad} | drawn) == list(range(1, 501))
     assert len(drawn) > 50
@@ -367,7 +366,7 @@ def test_files_carry_their_settings_in_two_forms(model, tmp_path, suffix, uncomp
 
 def test_a_picture_is_drawn_again_bit_for_bit(model, tmp_path):
     """Among others, compiled: what is drawn beside it is other, how many is not."""
-    from mindpangu.infer.redraw import redraw
+    from mindpangu.infer.image_file import redraw
 
     drawn = model(["a red bus", "a fox", "一只狗"], steps=2, n=2, seed=5, styles={"noto": 2.0}, batch=3)
     for drawing in drawn:

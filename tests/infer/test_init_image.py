@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mindpangu.errors import UserError
-from mindpangu.infer.init_image import Source
+from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
 
 
@@ -27,12 +27,12 @@ def files(tmp_path):
 
 
 def test_a_picture_is_fitted_and_laid_on_white(files):
-    source = Source.open(files / "init.png", files / "mask.png", (32, 32))
-    assert source.picture.shape == (32, 32, 3)
-    np.testing.assert_allclose(source.picture[4, 4], (255, 127, 127), atol=1)
-    assert source.mask[:, :15].max() == 0
-    assert source.mask[:, 17:].min() == 1
-    cells = source.latent_mask(8)[0, 0]
+    init_image = InitImage.open(files / "init.png", files / "mask.png", (32, 32))
+    assert init_image.picture.shape == (32, 32, 3)
+    np.testing.assert_allclose(init_image.picture[4, 4], (255, 127, 127), atol=1)
+    assert init_image.mask[:, :15].max() == 0
+    assert init_image.mask[:, 17:].min() == 1
+    cells = init_image.latent_mask(8)[0, 0]
     assert cells.shape == (4, 4)
     assert cells[:, 3].all() and not cells[:, 0].any()
 
@@ -41,20 +41,20 @@ def test_a_picture_is_fitted_and_laid_on_white(files):
 def test_any_mode_of_picture_opens(mode, tmp_path):
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     Image.new(mode, (20, 10)).save(path)
-    assert Source.open(path, None, (32, 16)).picture.shape == (16, 32, 3)
+    assert InitImage.open(path, None, (32, 16)).picture.shape == (16, 32, 3)
 
 
 def test_strength_is_how_far_it_goes(pipeline, files):
-    source = Source.open(files / "init.png", None, (32, 32))
-    round_trip = _round_trip(pipeline, source.picture)
+    init_image = InitImage.open(files / "init.png", None, (32, 32))
+    round_trip = _round_trip(pipeline, init_image.picture)
     distances = []
     for strength in (0.02, 0.5, 1.0):
-        drawn = pipeline("a fox", source=source, strength=strength, steps=50)[0]
+        drawn = pipeline("a fox", init_image=init_image, strength=strength, steps=50)[0]
         distances.append(np.abs(np.asarray(drawn.image, int) - round_trip).mean())
     assert distances[0] < 3 < distances[2]
     assert distances == sorted(distances)
     assert drawn.settings["strength"] == 1.0
-    assert drawn.settings["source"] == source.digest
+    assert drawn.settings["init_image"] == init_image.digest
 
 
 def _round_trip(pipeline, picture):
@@ -66,11 +66,11 @@ def _round_trip(pipeline, picture):
 
 
 def test_pixels_outside_the_mask_are_the_pictures_own(pipeline, files):
-    source = Source.open(files / "init.png", files / "mask.png", (32, 32))
-    for drawing in pipeline("a fox", source=source, strength=1.0, steps=3, n=2):
+    init_image = InitImage.open(files / "init.png", files / "mask.png", (32, 32))
+    for drawing in pipeline("a fox", init_image=init_image, strength=1.0, steps=3, n=2):
         image = np.asarray(drawing.image)
-        np.testing.assert_array_equal(image[:, :15], source.picture[:, :15])
-        assert np.abs(image[:, 20:].astype(int) - source.picture[:, 20:]).mean() > 3
+        np.testing.assert_array_equal(image[:, :15], init_image.picture[:, :15])
+        assert np.abs(image[:, 20:].astype(int) - init_image.picture[:, 20:]).mean() > 3
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_one_line(files, arguments, words):
     Image.new("L", (64, 64), 0).save(files / "black.png")
     picture, mask = (None if name is None else files / name for name in arguments)
     with pytest.raises(UserError, match=words) as caught:
-        Source.open(picture, mask, (32, 32))
+        InitImage.open(picture, mask, (32, 32))
     assert "\n" not in str(caught.value)
 
 
@@ -96,6 +96,6 @@ def test_what_cannot_be_used_is_one_line(files, arguments, words):
     ("options", "words"), [({"strength": 0.0}, "above 0"), ({"size": "48x32"}, "they must be equal")]
 )
 def test_requests_that_contradict(pipeline, files, options, words):
-    source = Source.open(files / "init.png", None, (32, 32))
+    init_image = InitImage.open(files / "init.png", None, (32, 32))
     with pytest.raises(UserError, match=words):
-        pipeline("a fox", source=source, **options)
+        pipeline("a fox", init_image=init_image, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import unicodedata
 
 import numpy as np
@@ -11,9 +13,9 @@ from mindpangu.data.captions import FRAMES
 from mindpangu.data.lexicon import nouns
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import NO_CHARACTER, contact_sheet, length, runs, wrap
-from mindpangu.infer.image_file import read_settings, save_drawing
+from mindpangu.infer.image_file import read_settings, redraw, save_drawing
 from mindpangu.infer.pipeline import PanGuDraw, picture_noise
-from mindpangu.infer.redraw import redraw
+from mindpangu.infer.request import OPTION_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +209,16 @@ def test_rescale_is_checked_and_said(pipeline):
     assert pipeline("a fox", steps=1, rescale=0.7)[0].settings["rescale"] == 0.7
     with pytest.raises(UserError, match=r"rescale is 2; 0 to 1"):
         pipeline("a fox", rescale=2)
+
+
+def test_every_option_of_a_drawing_is_generates_and_a_rows_and_in_the_metadata(pipeline):
+    """An option is said once, in SamplingOptions: all that must know it take it from there."""
+    from mindpangu.cli.generate import generate
+    from mindpangu.infer.prompt_file import Row
+
+    written = {"styles": "style"}  # typer's options are singular
+    commands = set(inspect.signature(generate).parameters)
+    assert {written.get(name, name) for name in OPTION_NAMES} <= commands
+    assert set(OPTION_NAMES) <= {one.name for one in dataclasses.fields(Row)}
+    settings = pipeline("a fox", steps=1)[0].settings
+    assert set(OPTION_NAMES) - set(settings) == {"strength"}  # which belongs to an init image

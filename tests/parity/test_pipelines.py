@@ -73,12 +73,12 @@ def assert_same(spec, one, other):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pictures_are_diffusers(folders, family, monkeypatch):
     monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
-    from mindpangu.infer.init_image import Source
+    from mindpangu.infer.init_image import InitImage
     from mindpangu.infer.pipeline import PanGuDraw
 
     options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
     if family in FROM_PICTURE:
-        options.update(source=Source(source_picture()), strength=STRENGTH)
+        options.update(init_image=InitImage(source_picture()), strength=STRENGTH)
     drawn = PanGuDraw.from_pretrained(folders[family][1], "CPU")(PROMPTS, **options)
     ours = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
     with np.load(GOLDEN) as gold:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindpangu.studio.worker import Artist, Preview
+from mindpangu.studio.worker import Preview, Worker
 from tests.tiny import free_port
 
 gradio = pytest.importorskip("gradio", reason="needs the extra mindpangu[studio]")
@@ -48,10 +48,10 @@ class Pencil:
         return ["whole"]
 
 
-def test_the_artist_draws_one_thing_after_another_and_stops_when_told():
-    artist = Artist(Pencil)
-    pencil = artist.models()
-    first, second = (artist.draw(lambda models, on_step: models(on_step)) for _ in range(2))
+def test_the_worker_draws_one_thing_after_another_and_stops_when_told():
+    worker = Worker(Pencil)
+    pencil = worker.models()
+    first, second = (worker.draw(lambda models, on_step: models(on_step)) for _ in range(2))
     pencil.allowed.release()
     events = iter(first)
     preview = next(events)
@@ -65,18 +65,18 @@ def test_the_artist_draws_one_thing_after_another_and_stops_when_told():
     assert [event for event in second if not isinstance(event, Preview)] == [["whole"]]
 
 
-def test_the_artist_hands_errors_to_who_asked_and_goes_on():
-    artist = Artist(lambda: 3)
-    assert artist.models() == 3
+def test_the_worker_hands_errors_to_who_asked_and_goes_on():
+    worker = Worker(lambda: 3)
+    assert worker.models() == 3
     with pytest.raises(ZeroDivisionError):
-        list(artist.draw(lambda models, on_step: models / 0))
-    assert list(artist.draw(lambda models, on_step: [models])) == [[3]]
+        list(worker.draw(lambda models, on_step: models / 0))
+    assert list(worker.draw(lambda models, on_step: [models])) == [[3]]
 
     def absent():
         raise ValueError("no such model")
 
     with pytest.raises(ValueError, match="no such model"):
-        Artist(absent).models()
+        Worker(absent).models()
 
 
 # ---- The page -------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_only_what_was_brushed_is_drawn_anew(page, screenshots, tmp_path):
     picture, said = drawn(page)
     screenshots(page, "inpaint")
     changed = (np.abs(np.asarray(picture, int) - (40, 120, 220)) > 8).any(-1)
-    assert "source" in said and 0.005 < changed.mean() < 0.5
+    assert "init_image" in said and 0.005 < changed.mean() < 0.5
     assert not changed[:8].any() and not changed[-8:].any()
 
 
