@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mindpangu.spec import ModelSpec, PipelineSpec
 
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
+ROUNDING = 1e-6  # of σ, on its way through a sampler
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
 
 Progress = Callable[[int, int], None]
@@ -87,6 +89,17 @@ def numbers_for(spec: PipelineSpec, size: str, rows: int, negative: int) -> Opti
     numbers = np.tile(np.array([height, width, 0, 0, REFINER_SCORE], np.float32), (rows, 1))
     numbers[:negative, -1] = REFINER_NEGATIVE_SCORE
     return numbers
+
+
+def guided_levels(request: Request, schedule: NoiseSchedule) -> tuple[float, float]:
+    """The lowest and the highest σ at which a request uses guidance."""
+    levels = SIGMA_LISTS[request.sigmas](schedule, request.steps)[:-1]
+    within = [
+        sigma for i, sigma in enumerate(levels) if request.guidance_start <= i / len(levels) < request.guidance_end
+    ]
+    if len(within) == len(levels):
+        return 0.0, math.inf
+    return min(within, default=0.0) * (1 - ROUNDING), max(within, default=0.0) * (1 + ROUNDING)
 
 
 def check_refiner(request: Request, model: ModelSpec) -> None:
@@ -338,7 +351,8 @@ class PanGuDraw:
         denoiser = self.denoiser(request.cache_interval, request.lag, request.controls, schedule)
         if self.conditioner is None:
             return Conditioned(denoiser, ())
-        guided = Guided(denoiser, request.guidance, tuple(request.styles.values()), request.rescale)
+        between = guided_levels(request, schedule or self.schedule)
+        guided = Guided(denoiser, request.guidance, tuple(request.styles.values()), request.rescale, between)
         return Conditioned(guided, self._condition(request, prompts))
 
     def _denoise(self, request: Request, batch: range, on_step: Callable[[dict], None]) -> Any:

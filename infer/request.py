@@ -29,7 +29,9 @@ class SamplingOptions:
     size: "WxH", guidance: the scale s of classifier-free guidance, styles: weight of each style row; each None for the
     model's own default. sampler, sigmas: keys of SAMPLERS and SIGMA_LISTS. cache_interval: every so many steps the nets
     compute their deep features, and reuse them between. lag: switch the experts one step late, as the released code
-    does. rescale: φ of guidance rescale. strength: the share of the steps that is sampled from an init image.
+    does. rescale: φ of guidance rescale. guidance_start, guidance_end: the part of the sampling, 0 to 1, in which
+    guidance is used (arXiv 2404.07724); elsewhere the conditional prediction stands alone. strength: the share of the
+    steps that is sampled from an init image.
     """
 
     size: Optional[str] = None
@@ -42,6 +44,8 @@ class SamplingOptions:
     cache_interval: int = 1
     lag: bool = False
     rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     strength: float = 0.6
 
     @property
@@ -174,6 +178,11 @@ def check(request: Request, spec: PipelineSpec) -> None:
         )
     if not 0 <= request.rescale <= 1:
         raise UserError(f"rescale is {request.rescale}; 0 to 1 is allowed")
+    if not 0 <= request.guidance_start < request.guidance_end <= 1:
+        raise UserError(
+            f"guidance_start {request.guidance_start}, guidance_end {request.guidance_end}: "
+            "0 ≤ start < end ≤ 1 is needed"
+        )
     if not 0 < request.strength <= 1:
         raise UserError(f"strength is {request.strength}; above 0 and at most 1 is allowed")
     if request.init_image is not None and request.init_image.picture.shape[:2] != (request.height, request.width):

@@ -149,6 +149,8 @@ def generate(
         [],
         help="FOLDER=PICTURE[,strength=1][,start=0][,end=1]: a ControlNet (see convert) looks at it; may be repeated.",
     ),
+    guidance_start: float = typer.Option(0.0, help="Use guidance from this part of the sampling on, 0 to 1."),
+    guidance_end: float = typer.Option(1.0, help="Use guidance up to this part of the sampling."),
     rescale: float = typer.Option(0.0, help="Pull the guided picture's contrast back: 0 not at all, 1 wholly."),
     refiner: Optional[str] = typer.Option(None, help="A second model of the same latents, for the last noise levels."),
     refine_below: int = typer.Option(200, help="The refiner draws at t below this."),

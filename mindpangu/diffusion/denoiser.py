@@ -6,6 +6,7 @@ of float64, so that choosing by σ costs no device synchronisation; cond is what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -143,11 +144,20 @@ class Guided:
 
     cond holds R·N rows for a batch of N: unconditional, conditional, then one block a style. `rescale` φ > 0 pulls the
     result's standard deviation towards D_c's: D · (φ · std(D_c) / std(D) + 1 − φ) (arXiv 2305.08891, section 3.4, there
-    on the net's output, here on the clean latent, so that it means the same for every kind of net).
+    on the net's output, here on the clean latent, so that it means the same for every kind of net). At σ outside
+    `between` the conditional row stands alone (arXiv 2404.07724), and no other is computed.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float, styles: Sequence[float] = (), rescale: float = 0.0) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float,
+        styles: Sequence[float] = (),
+        rescale: float = 0.0,
+        between: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
         self.denoiser, self.scale, self.styles, self.rescale = denoiser, scale, tuple(styles), rescale
+        self.lowest, self.highest = between
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -156,6 +166,8 @@ class Guided:
 
     def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
         n, blocks = x.shape[0], len(self.weights)
+        if not self.lowest <= float(np.min(sigma)) <= self.highest:
+            return self.denoiser(x, sigma, tuple(one[n : 2 * n] for one in cond))
         rows = self.denoiser(repeat_rows(x, blocks), np.tile(sigma, blocks), cond)
         guided = rows[:n] * self.weights[0]
         for k, weight in enumerate(self.weights[1:], start=1):

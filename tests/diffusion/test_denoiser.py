@@ -144,3 +144,17 @@ def test_what_is_known_stays_and_the_rest_is_drawn(name):
     without = SAMPLERS[name](lambda x, s: free(x, s, ()), x, sigmas, noise)
     np.testing.assert_allclose(out[..., :2], np.broadcast_to(known, out.shape)[..., :2], atol=1e-9)
     np.testing.assert_allclose(out[..., 2:], without[..., 2:], atol=1e-9)
+
+
+def test_outside_its_interval_guidance_is_not_computed():
+    seen = []
+
+    def net(x, sigma, cond):
+        seen.append((len(x), float(sigma[0]), cond[0][0]))
+        return x * 0 + cond[0].reshape(-1, 1, 1, 1)
+
+    cond, x = (np.array([1.0, 1.0, 3.0, 3.0]),), np.zeros((2, 1, 2, 2))  # two pictures: unconditional, conditional
+    guided = Guided(net, 2.0, between=(1.0, 4.0))
+    for sigma, rows, value in ((5.0, 2, 3.0), (4.0, 4, 5.0), (1.0, 4, 5.0), (0.5, 2, 3.0)):
+        np.testing.assert_allclose(guided(x, np.full(2, sigma), cond), value)
+        assert seen[-1] == (rows, sigma, 3.0 if rows == 2 else 1.0)

@@ -222,3 +222,16 @@ def test_every_option_of_a_drawing_is_generates_and_a_rows_and_in_the_metadata(p
     assert set(OPTION_NAMES) <= {one.name for one in dataclasses.fields(Row)}
     settings = pipeline("a fox", steps=1)[0].settings
     assert set(OPTION_NAMES) - set(settings) == {"strength"}  # which belongs to an init image
+
+
+def test_guidance_in_a_part_of_the_sampling(pipeline):
+    def draw(**options):
+        return pipeline("a fox", steps=4, guidance=7.0, seed=3, **options)[0].latents
+
+    whole, none = draw(), pipeline("a fox", steps=4, guidance=1.0, seed=3)[0].latents
+    late, early = draw(guidance_start=0.5), draw(guidance_end=0.5)
+    np.testing.assert_array_equal(whole, draw(guidance_start=0.0, guidance_end=1.0))
+    assert len({one.tobytes() for one in (whole, none, late, early)}) == 4
+    np.testing.assert_allclose(draw(guidance_start=0.9), none, atol=2e-2)  # no step of four begins so late
+    with pytest.raises(UserError, match="0 ≤ start < end ≤ 1"):
+        draw(guidance_start=0.6, guidance_end=0.5)
