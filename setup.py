@@ -1,13 +1,13 @@
-"""The folders at the top of the repository are the rooms of one package, `mindpangu`."""
+"""The folders at the top of the repository are packages of one namespace, `mindpangu`."""
 
 from setuptools import find_packages, setup
 
-ROOMS = ("models", "train", "infer", "ascend_kernels", "configs")
+FOLDERS = ("models", "train", "infer", "ascend_kernels", "configs")
 
 packages = find_packages(include=["mindpangu", "mindpangu.*"])
 package_dir = {}
-for room in ROOMS:
-    package_dir[f"mindpangu.{room}"] = room
-    packages += [f"mindpangu.{room}"] + [f"mindpangu.{room}.{sub}" for sub in find_packages(room)]
+for folder in FOLDERS:
+    package_dir[f"mindpangu.{folder}"] = folder
+    packages += [f"mindpangu.{folder}"] + [f"mindpangu.{folder}.{sub}" for sub in find_packages(folder)]
 
 setup(packages=packages, package_dir=package_dir)

@@ -1,1 +1,1 @@
-"""Floor 3: from prompts to pictures."""
+"""From prompts to pictures."""

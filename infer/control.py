@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Control:
     """A ControlNet and what it looks at: (H, W, 3) uint8, or (K, H, W, 3), one for each of K pictures to be drawn.
 
-    `strength` scales what it adds; it steers from `start` to `end` of the walk, 0 being pure noise and 1 the picture.
+    `strength` scales what it adds; it steers from `start` to `end` of the sampling, 0 being noise and 1 the picture.
     `lines`: what it looks at are line drawings, dark on light or light on dark, shown to the net as the latter.
     """
 

@@ -16,7 +16,7 @@ from mindpangu import zoo
 from mindpangu.checkpoint.store import read_card
 from mindpangu.config import dump
 from mindpangu.diffusion import SAMPLERS
-from mindpangu.diffusion.coop import Bridge, Coop, walk
+from mindpangu.diffusion.coop import Bridge, Coop, sample
 from mindpangu.diffusion.denoiser import Denoiser
 from mindpangu.diffusion.schedule import SIGMA_LISTS, NoiseSchedule
 from mindpangu.diffusion.windows import Windowed
@@ -49,7 +49,7 @@ class ControlConfig:
 class MemberConfig:
     """A model that takes part: zoo name or folder, and what it is asked for; None: its own default.
 
-    `prompt`: what it is told, {} standing for the user's prompt. `window`: a size that it knows; `size` may be any
+    `prompt`: what it is asked, {} standing for the user's prompt. `window`: a size that it knows; `size` may be any
     larger one then, denoised window by window.
     """
 
@@ -288,7 +288,7 @@ class CoopDraw:
             coop = self._coop([prompt for _, prompt, _ in starts], numbers)
             decode, stopped = model.vae.decode, {}
             try:
-                latents = walk(SAMPLERS[request.sampler], coop, levels, self.output, noise, report)
+                latents = sample(SAMPLERS[request.sampler], coop, levels, self.output, noise, report)
             except StoppedError as early:
                 latents, decode = early.state["denoised"], early.state["decode"]
                 stopped = {"stopped_after": early.state["step"] + 1}
@@ -334,14 +334,14 @@ class CoopDraw:
         ]
 
     def _coop(self, prompts: Sequence[str], numbers: range) -> Coop:
-        """The members' denoisers for these pictures, told these prompts, and the bridges between them."""
+        """The members' denoisers for these pictures and prompts, and the bridges between them."""
         output = self.models[self.output]
         members = []
         for name, model, request in zip(self.names, self.models, self.requests):
-            told = [self.config.members[name].prompt.replace("{}", prompt) for prompt in prompts]
+            texts = [self.config.members[name].prompt.replace("{}", prompt) for prompt in prompts]
             schedule = output.schedule if self.config.match == "t" else None
             controls = tuple(control.of(numbers) for control in request.controls)
-            one: Denoiser = model.guided(replace(request, controls=controls), told, schedule)
+            one: Denoiser = model.guided(replace(request, controls=controls), texts, schedule)
             if self.config.members[name].window is not None:
                 factor = model.vae.spec.factor
                 one = Windowed(one, (request.height // factor, request.width // factor))

@@ -1,4 +1,4 @@
-"""PanGu-Draw's pipeline: tokenise, condition, draw noise, walk the noise levels, decode."""
+"""PanGu-Draw's pipeline: tokenise, condition, draw noise, sample, decode."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from mindpangu.version import __version__
 if TYPE_CHECKING:
     from mindpangu.spec import ModelSpec, PipelineSpec
 
-REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is told by default
+REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is given by default
 ROUNDING = 1e-6  # of σ, on its way through a sampler
-MAX_SHOWN = 60  # characters of what a prompt has beyond the text towers' reach
+MAX_SHOWN = 60  # characters of what a prompt has beyond the text encoders' reach
 
 Progress = Callable[[int, int], None]
 OnStep = Callable[[dict], Optional[bool]]
@@ -75,16 +75,16 @@ def is_chinese(prompt: str) -> bool:
 
 
 def numbers_for(spec: PipelineSpec, size: str, rows: int, negative: int) -> Optional[np.ndarray]:
-    """What the nets are told beside the prompt, (rows, K); the first `negative` rows are the negative prompts.
+    """The added conditioning beside the prompt, (rows, K); the first `negative` rows are the negative prompts.
 
-    SDXL's nets are told that the picture has, and had, the size asked for, and is not cropped.
+    SDXL is conditioned on the statement that the picture has, and had, the size asked for, and is not cropped.
     """
     width, height = parse_size(size)
-    if spec.told == "none":
+    if spec.added_cond == "none":
         return None
-    if spec.told == "index":
+    if spec.added_cond == "index":
         return np.full((rows, 1), spec.sizes[spec.nearest_size(size)], np.float32)
-    if spec.told == "sdxl":
+    if spec.added_cond == "sdxl":
         return np.tile(np.array([height, width, 0, 0, height, width], np.float32), (rows, 1))
     numbers = np.tile(np.array([height, width, 0, 0, REFINER_SCORE], np.float32), (rows, 1))
     numbers[:negative, -1] = REFINER_NEGATIVE_SCORE
@@ -117,7 +117,7 @@ def check_refiner(request: Request, model: ModelSpec) -> None:
 
 
 class PanGuDraw:
-    """A text-to-image model: one or more UNets, each for its noise levels, an autoencoder, one or two text towers.
+    """A text-to-image model: one or more UNets, each for its noise levels, an autoencoder, one or two text encoders.
 
     >>> pictures = PanGuDraw.from_pretrained("emoji-128")("一只狐狸, 3D风格", steps=30, seed=1)
     >>> pictures[0].image.save("fox.png")
@@ -145,9 +145,9 @@ class PanGuDraw:
         self.schedule = NoiseSchedule(self.spec.schedule)
         self.vae = load_vae(folder / "vae.safetensors", dtype)
         self.conditioner = None
-        if self.spec.towers:
-            self.conditioner = load_conditioner(folder, self.spec.towers, self.spec.size_dim, dtype)
-        self.tokenizers = load_tokenizers(folder, self.spec.towers)
+        if self.spec.text_encoders:
+            self.conditioner = load_conditioner(folder, self.spec.text_encoders, self.spec.size_dim, dtype)
+        self.tokenizers = load_tokenizers(folder, self.spec.text_encoders)
         self.vocabulary = Vocabulary.load(folder)
         self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload, dtype)
         self.loras: dict[str, float] = {}
@@ -174,7 +174,7 @@ class PanGuDraw:
             UserError: a file is no LoRA, or one of another model; nothing is changed then.
         """
         from mindpangu.models.inventory import parts
-        from mindpangu.models.loading import fill_towers
+        from mindpangu.models.loading import fill_text_encoders
         from mindpangu.models.lora import load_lora
 
         shapes = parts(self.model) if loras else {}
@@ -182,7 +182,7 @@ class PanGuDraw:
         for unet in self.unets:
             unet.set_loras(read)
         if self.conditioner is not None:
-            fill_towers(self.conditioner, self.folder, self.spec.towers, read)
+            fill_text_encoders(self.conditioner, self.folder, self.spec.text_encoders, read)
         self.loras = {path.name: scale for path, scale in loras}
 
     def __call__(
@@ -236,7 +236,9 @@ class PanGuDraw:
         decode = self.vae.decode if request.vae_tile is None else TiledDecoder(self.vae, request.vae_tile)
         nearest = self.spec.nearest_size(request.size)
         if nearest != request.size:
-            warnings.warn(f"{self.spec.name} was not trained at {request.size}; it is told {nearest}", stacklevel=3)
+            warnings.warn(
+                f"{self.spec.name} was not trained at {request.size}; it is conditioned on {nearest}", stacklevel=3
+            )
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         unknown = self._unknown_words(request)
@@ -303,13 +305,13 @@ class PanGuDraw:
         for style in request.styles:
             row = self.spec.styles[style]
             rows += [row["zh" if is_chinese(p) else "en"].replace("{}", p) for p in prompts]
-        told = numbers_for(self.spec, request.size, len(rows), len(prompts))
+        added_cond = numbers_for(self.spec, request.size, len(rows), len(prompts))
         weighted = [parse_weights(row) for row in rows]
         texts = [one.text for one in weighted]
-        cond = self._encode(texts, told)
+        cond = self._encode(texts, added_cond)
         if not any(one.spans for one in weighted):
             return cond
-        context, nothing = cond[0], self._encode([""] * len(rows), told)[0]
+        context, nothing = cond[0], self._encode([""] * len(rows), added_cond)[0]
         weights = np.concatenate(
             [
                 np.stack([tokenizer.weights(one) for one in weighted])[..., None].repeat(text.width, -1)
@@ -319,13 +321,13 @@ class PanGuDraw:
         )
         return nothing + (context - nothing) * Tensor(weights), *cond[1:]
 
-    def _encode(self, texts: Sequence[str], told: Optional[np.ndarray]) -> tuple[Any, ...]:
+    def _encode(self, texts: Sequence[str], added_cond: Optional[np.ndarray]) -> tuple[Any, ...]:
         from mindspore import Tensor, mutable
 
         assert self.conditioner is not None
         # A plain tuple would be a constant of the graph, which would be compiled anew for every batch.
         ids = mutable(tuple(Tensor(tokenizer(texts)) for tokenizer in self.tokenizers))
-        return self.conditioner(ids, None if told is None else Tensor(told))
+        return self.conditioner(ids, None if added_cond is None else Tensor(added_cond))
 
     def denoiser(
         self,
@@ -334,9 +336,9 @@ class PanGuDraw:
         controls: Sequence[Control] = (),
         schedule: Optional[NoiseSchedule] = None,
     ) -> TimeDecoupled:
-        """A denoiser for one walk down the noise levels; with an interval above 1 its nets reuse deep features.
+        """A denoiser for one sampling; with an interval above 1 its nets reuse deep features.
 
-        `schedule`: another model's, whose t the nets are then told at each σ.
+        `schedule`: another model's, whose t the nets then take at each σ.
         """
         schedule = schedule or self.schedule
         nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
@@ -347,7 +349,7 @@ class PanGuDraw:
         return switch(experts, [float(schedule.sigma(t)) for t in lowest])
 
     def guided(self, request: Request, prompts: Sequence[str], schedule: Optional[NoiseSchedule] = None) -> Conditioned:
-        """This model's denoiser for prompts, told what it is told, if it knows words; `schedule` as for `denoiser`."""
+        """This model's denoiser for prompts, with its conditioning, if it knows words; `schedule` as for `denoiser`."""
         denoiser = self.denoiser(request.cache_interval, request.lag, request.controls, schedule)
         if self.conditioner is None:
             return Conditioned(denoiser, ())

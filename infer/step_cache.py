@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class StepCache:
-    """A net for one walk down the noise levels; its deep features are computed at every `interval`-th call only."""
+    """A net for one sampling; its deep features are computed at every `interval`-th call only."""
 
     def __init__(self, unet: SharedUNet, interval: int) -> None:
         self.unet, self.interval = unet, interval

@@ -129,12 +129,12 @@ class VAESpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """A CLIP text tower. `output` "last": final-normed features of the last layer used (Chinese-CLIP in PanGu, CLIP-L
+    """A CLIP text encoder. `output` "last": final-normed features of the last layer used (Chinese-CLIP in PanGu, CLIP-L
     in SD 1.x, OpenCLIP-H in SD 2.x); "hidden": features before the last layer, not normed (CLIP-L in SDXL);
-    "penultimate": the same of an OpenCLIP tower, plus the pooled output through the text projection (bigG in SDXL);
-    "bert": the last features of Chinese-CLIP's own tower, which is no CLIP but a BERT, plus the projected first token.
-    `skip_last` leaves out that many layers at the end ("last" only). `end_id` is the id of the end token, where a whole
-    prompt is summed up; `pad_id` fills what follows it.
+    "penultimate": the same of an OpenCLIP text encoder, plus the pooled output through the text projection (bigG in
+    SDXL); "bert": the last features of Chinese-CLIP's own encoder, which is no CLIP but a BERT, plus the projected
+    first token. `skip_last` leaves out that many layers at the end ("last" only). `end_id` is the id of the end token,
+    where a whole prompt is summed up; `pad_id` fills what follows it.
     """
 
     vocab_size: int
@@ -164,7 +164,7 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
-class ImageTowerSpec:
+class ImageEncoderSpec:
     """A CLIP vision transformer for contrastive training: `image_size` pixels cut into `patch_size` patches."""
 
     image_size: int
@@ -180,10 +180,10 @@ class PipelineSpec:
     """What ties the parts of a model together (model.json of a model folder).
 
     `experts`: the UNets by name, from the noisiest part of the schedule down, each with the lowest t that it draws, the
-    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `towers`: text_a, text_b, both, or none
-    where the nets know no words.
+    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `text_encoders`: text_a, text_b, both, or
+    none where the nets know no words.
     `sizes`: "WxH" the model can draw, and the index by which the nets may know it; where `size_multiple` is above 0,
-    any other of its multiples too. `told`: which numbers the nets are told beside the prompt, `size_dim` channels each:
+    any other of its multiples too. `added_cond`: the added conditioning beside the prompt, `size_dim` channels each:
     the index of the nearest size (PanGu-Draw); SDXL's original size, crop and target size; its refiner's original size,
     crop and aesthetic score; or none. `styles`: what makes a style row of a prompt, {} standing for the prompt, by
     style and language. `default_styles`: those that are on, with their weights, where nothing is said.
@@ -195,8 +195,8 @@ class PipelineSpec:
     prediction: Literal["epsilon", "v", "x0"]
     default_size: str
     default_guidance: float
-    towers: tuple[str, ...] = ("text_a", "text_b")
-    told: Literal["index", "sdxl", "refiner", "none"] = "index"
+    text_encoders: tuple[str, ...] = ("text_a", "text_b")
+    added_cond: Literal["index", "sdxl", "refiner", "none"] = "index"
     size_dim: int = 0
     size_multiple: int = 0
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -207,12 +207,16 @@ class PipelineSpec:
         lowest = list(self.experts.values())
         if not lowest or lowest[-1] != 0 or any(a <= b for a, b in zip(lowest, lowest[1:])):
             raise ValueError(f"experts {self.experts}: lowest t in falling order, 0 at the end, are needed")
-        if set(self.towers) - {"text_a", "text_b"}:
-            raise ValueError(f"towers {list(self.towers)}: text_a and text_b are allowed")
-        if not self.towers and (self.told != "none" or self.styles):
-            raise ValueError("a model without towers is told nothing: told is none, and there are no styles")
-        if (self.told == "none") == (self.size_dim > 0):
-            raise ValueError(f"told '{self.told}' and size_dim {self.size_dim}: size_dim is 0 where told is none")
+        if set(self.text_encoders) - {"text_a", "text_b"}:
+            raise ValueError(f"text_encoders {list(self.text_encoders)}: text_a and text_b are allowed")
+        if not self.text_encoders and (self.added_cond != "none" or self.styles):
+            raise ValueError(
+                "a model without text_encoders has no added conditioning: added_cond is none, and there are no styles"
+            )
+        if (self.added_cond == "none") == (self.size_dim > 0):
+            raise ValueError(
+                f"added_cond '{self.added_cond}' and size_dim {self.size_dim}: size_dim is 0 where added_cond is none"
+            )
 
     def can_draw(self, size: str) -> bool:
         """Whether "WxH" is one of the sizes or a multiple that is allowed. Raises: ValueError where it is no size."""
@@ -241,7 +245,7 @@ class PipelineSpec:
 class ModelSpec:
     """A whole model (configs/model/*.yaml): what ties the parts together, and each part's shape.
 
-    `unets` has the pipeline's experts, `texts` its towers.
+    `unets` has the pipeline's experts, `texts` its text encoders.
     """
 
     pipeline: PipelineSpec
@@ -252,7 +256,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for what, given, needed in (
             ("unets", self.unets, self.pipeline.experts),
-            ("texts", self.texts, self.pipeline.towers),
+            ("texts", self.texts, self.pipeline.text_encoders),
         ):
             if set(given) != set(needed):
                 raise ValueError(f"{what} has {list(given)}; {list(needed)} are needed")

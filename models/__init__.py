@@ -1,1 +1,1 @@
-"""Floor 2: the nets, as MindSpore Cells. Parameter names follow the released checkpoints (ldm, OpenCLIP)."""
+"""The nets, as MindSpore Cells. Parameter names follow the released checkpoints (ldm, OpenCLIP)."""

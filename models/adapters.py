@@ -16,15 +16,15 @@ from mindpangu.models.unet import UNet
 from mindpangu.spec import TextSpec
 
 Modules = Literal["attention", "all"]
-# What the names of layers end with: those of the attention, those beside it. "attn" is tower B's packed projection.
+# What the names of layers end with: those of the attention, those beside it. "attn" is OpenCLIP's packed one.
 UNET_LAYERS = (("to_q", "to_k", "to_v", "to_out.0"), ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"))
-TOWER_LAYERS = (("q_proj", "k_proj", "v_proj", "out_proj", "attn"), ("fc1", "fc2", "c_fc", "c_proj"))
+TEXT_ENCODER_LAYERS = (("q_proj", "k_proj", "v_proj", "out_proj", "attn"), ("fc1", "fc2", "c_fc", "c_proj"))
 
 
 def adapt(net: nn.Cell, layers: tuple[Sequence[str], Sequence[str]], rank: int, alpha: float, modules: Modules) -> None:
-    """Freeze a UNet or text towers, and give the layers of its transformers updates of `rank`, counting alpha / rank.
+    """Freeze a UNet or text encoders, and give the layers of its transformers updates of `rank`, counting alpha / rank.
 
-    `layers`: UNET_LAYERS or TOWER_LAYERS; `modules`: those of the attention, or all.
+    `layers`: UNET_LAYERS or TEXT_ENCODER_LAYERS; `modules`: those of the attention, or all.
     """
     for parameter in net.get_parameters():
         parameter.requires_grad = False
@@ -45,8 +45,10 @@ def unet_file(unet: UNet, learned: Mapping[str, np.ndarray], scale: float, exper
     return _file(places, learned, scale, f"unet.{expert}." if expert else "unet.")
 
 
-def tower_file(spec: TextSpec, learned: Mapping[str, np.ndarray], scale: float, part: str) -> dict[str, np.ndarray]:
-    """The same of an adapted text tower; `part`: diffusers' name of it, text_encoder or text_encoder_2."""
+def text_encoder_file(
+    spec: TextSpec, learned: Mapping[str, np.ndarray], scale: float, part: str
+) -> dict[str, np.ndarray]:
+    """The same of an adapted text encoder; `part`: diffusers' name of it, text_encoder or text_encoder_2."""
     return _file(places_of(spec.output)(_weight(name) for name in learned), learned, scale, f"{part}.")
 
 

@@ -1,7 +1,7 @@
-"""CLIP's towers (arXiv 2103.00020): two kinds of text tower, as PanGu-Draw uses them, Chinese-CLIP's, and a vision
+"""CLIP (arXiv 2103.00020): two kinds of text encoder, as PanGu-Draw uses them, Chinese-CLIP's, and a vision
 transformer.
 
-Parameter names: tower A as in transformers' CLIPTextModel (Chinese-CLIP in PanGu-Draw), tower B as in OpenCLIP.
+Parameter names: CLIP's as in transformers' CLIPTextModel (Chinese-CLIP in PanGu-Draw), OpenCLIP's as in OpenCLIP.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
-from mindpangu.models.layers import DOWN, UP, Dense, LayerNorm, widened
-from mindpangu.spec import ImageTowerSpec, TextSpec
+from mindpangu.models.layers import DOWN, UP, Dense, LayerNorm, cast_to
+from mindpangu.spec import ImageEncoderSpec, TextSpec
 
 INIT_STD = 0.02
 EPS_BERT = 1e-12
@@ -43,10 +43,10 @@ def at_end(features: Tensor, ids: Tensor, end_id: int) -> Tensor:
     return (features * first.expand_dims(-1)).sum(1)
 
 
-# ---- Tower A -------------------------------------------------------------------------------------------------------
+# ---- CLIP's text encoder --------------------------------------------------------------------------------------------
 
 
-class SelfAttentionA(nn.Cell):
+class CLIPAttention(nn.Cell):
     """Multi-head self-attention with four projections; `forbidden` as in `ops.attention`."""
 
     def __init__(self, spec: TextSpec, causal: bool) -> None:
@@ -64,7 +64,7 @@ class SelfAttentionA(nn.Cell):
         return self.out_proj(y)
 
 
-class MLPA(nn.Cell):
+class CLIPMLP(nn.Cell):
     """Two dense layers, four times wider between."""
 
     def __init__(self, spec: TextSpec) -> None:
@@ -78,15 +78,15 @@ class MLPA(nn.Cell):
         return self.fc2(ops.quick_gelu(y) if self.quick else ops.gelu(y))
 
 
-class LayerA(nn.Cell):
+class CLIPLayer(nn.Cell):
     """A pre-norm transformer layer."""
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(spec.width)
-        self.self_attn = SelfAttentionA(spec, causal=True)
+        self.self_attn = CLIPAttention(spec, causal=True)
         self.layer_norm2 = LayerNorm(spec.width)
-        self.mlp = MLPA(spec)
+        self.mlp = CLIPMLP(spec)
 
     def construct(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -110,7 +110,7 @@ class EncoderA(nn.Cell):
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
-        self.layers = nn.CellList([LayerA(spec) for _ in range(spec.layers_used)])
+        self.layers = nn.CellList([CLIPLayer(spec) for _ in range(spec.layers_used)])
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         before = x
@@ -120,7 +120,7 @@ class EncoderA(nn.Cell):
         return before, x
 
 
-class TextTowerA(nn.Cell):
+class CLIPTextEncoder(nn.Cell):
     """ids (N, L) int32 -> (features (N, L, C), pooled (N, C): the final-normed ones at the end token).
 
     The features are final-normed too (output "last"), or those before the last layer, not normed (output "hidden").
@@ -139,10 +139,10 @@ class TextTowerA(nn.Cell):
         return before if self.hidden else normed, at_end(normed, ids, self.end_id)
 
 
-# ---- Tower B -------------------------------------------------------------------------------------------------------
+# ---- OpenCLIP's text encoder ----------------------------------------------------------------------------------------
 
 
-class SelfAttentionB(nn.Cell):
+class OpenCLIPAttention(nn.Cell):
     """Multi-head self-attention with one packed input projection."""
 
     in_proj_lora_down: Parameter  # of an adapted layer
@@ -168,7 +168,7 @@ class SelfAttentionB(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
         rows = x.reshape((n * length, width))
-        packed = self.matmul(rows, widened(self.in_proj_weight, x)) + self.in_proj_bias
+        packed = self.matmul(rows, cast_to(self.in_proj_weight, x)) + self.in_proj_bias
         if self.adapted:
             downs = self.matmul(rows, self.in_proj_lora_down).chunk(3, axis=-1)
             ups = self.in_proj_lora_up.chunk(3, axis=0)
@@ -178,7 +178,7 @@ class SelfAttentionB(nn.Cell):
         return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, causal=self.causal))
 
 
-class MLPB(nn.Cell):
+class OpenCLIPMLP(nn.Cell):
     """Two dense layers, four times wider between."""
 
     def __init__(self, width: int, quick: bool) -> None:
@@ -198,16 +198,16 @@ class ResidualAttentionBlock(nn.Cell):
     def __init__(self, width: int, heads: int, quick: bool, causal: bool) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(width)
-        self.attn = SelfAttentionB(width, heads, causal)
+        self.attn = OpenCLIPAttention(width, heads, causal)
         self.ln_2 = LayerNorm(width)
-        self.mlp = MLPB(width, quick)
+        self.mlp = OpenCLIPMLP(width, quick)
 
     def construct(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
-class TransformerB(nn.Cell):
+class OpenCLIPTransformer(nn.Cell):
     """The layers, under OpenCLIP's name; construct returns the last two states."""
 
     def __init__(self, width: int, layers: int, heads: int, quick: bool, causal: bool) -> None:
@@ -222,7 +222,7 @@ class TransformerB(nn.Cell):
         return before, x
 
 
-class TextTowerB(nn.Cell):
+class OpenCLIPTextEncoder(nn.Cell):
     """ids (N, L) int32 -> (features (N, L, C) before the last layer, not normed; pooled (N, projection_dim))."""
 
     def __init__(self, spec: TextSpec) -> None:
@@ -232,7 +232,9 @@ class TextTowerB(nn.Cell):
         self.positional_embedding = Parameter(
             initializer(Normal(INIT_STD), (spec.context_length, spec.width)), name="positional_embedding"
         )
-        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, spec.activation == "quick_gelu", True)
+        self.transformer = OpenCLIPTransformer(
+            spec.width, spec.layers, spec.heads, spec.activation == "quick_gelu", True
+        )
         self.ln_final = LayerNorm(spec.width)
         self.text_projection = Parameter(
             initializer(Normal(spec.width**-0.5), (spec.width, spec.projection_dim)), name="text_projection"
@@ -242,20 +244,20 @@ class TextTowerB(nn.Cell):
         x = self.token_embedding(ids) + self.positional_embedding
         features, last = self.transformer(x)
         end = at_end(self.ln_final(last), ids, self.end_id)
-        return features, mops.matmul(end, widened(self.text_projection, end))
+        return features, mops.matmul(end, cast_to(self.text_projection, end))
 
 
-# ---- Chinese-CLIP's tower ------------------------------------------------------------------------------------------
+# ---- Chinese-CLIP's text encoder ------------------------------------------------------------------------------------
 
 
-class LayerBert(nn.Cell):
+class BertLayer(nn.Cell):
     """A post-norm transformer layer (arXiv 1810.04805)."""
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
-        self.attention = SelfAttentionA(spec, causal=False)
+        self.attention = CLIPAttention(spec, causal=False)
         self.attention_norm = LayerNorm(spec.width, EPS_BERT)
-        self.mlp = MLPA(spec)
+        self.mlp = CLIPMLP(spec)
         self.mlp_norm = LayerNorm(spec.width, EPS_BERT)
 
     def construct(self, x: Tensor, forbidden: Tensor) -> Tensor:
@@ -263,7 +265,7 @@ class LayerBert(nn.Cell):
         return self.mlp_norm(x + self.mlp(x))
 
 
-class TextTowerBert(nn.Cell):
+class ChineseCLIPTextEncoder(nn.Cell):
     """ids (N, L) int32 -> (features (N, L, C) of the last layer; pooled (N, projection_dim): the projected first).
 
     Chinese-CLIP's (arXiv 2211.01335): tokens look at all that is no padding.
@@ -277,7 +279,7 @@ class TextTowerBert(nn.Cell):
         self.position_embedding = Embedding(spec.context_length, spec.width)
         self.segment_embedding = Embedding(2, spec.width)  # of a pair of texts; a prompt is the first
         self.norm = LayerNorm(spec.width, EPS_BERT)
-        self.layers = nn.CellList([LayerBert(spec) for _ in range(spec.layers_used)])
+        self.layers = nn.CellList([BertLayer(spec) for _ in range(spec.layers_used)])
         self.text_projection = Dense(spec.width, spec.projection_dim, False, Normal(spec.width**-0.5))
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,19 +291,19 @@ class TextTowerBert(nn.Cell):
         return x, self.text_projection(x[:, 0])
 
 
-def text_tower(spec: TextSpec) -> nn.Cell:
-    """The tower that `spec.output` asks for."""
-    kinds = {"penultimate": TextTowerB, "bert": TextTowerBert}
-    return kinds.get(spec.output, TextTowerA)(spec)
+def text_encoder(spec: TextSpec) -> nn.Cell:
+    """The encoder that `spec.output` asks for."""
+    kinds = {"penultimate": OpenCLIPTextEncoder, "bert": ChineseCLIPTextEncoder}
+    return kinds.get(spec.output, CLIPTextEncoder)(spec)
 
 
-# ---- Image tower ---------------------------------------------------------------------------------------------------
+# ---- image encoder ---------------------------------------------------------------------------------------------------
 
 
-class ImageTower(nn.Cell):
+class ImageEncoder(nn.Cell):
     """A vision transformer: (N, 3, S, S) in [-1, 1] -> (N, projection_dim), the projected mean of the patches."""
 
-    def __init__(self, spec: ImageTowerSpec) -> None:
+    def __init__(self, spec: ImageEncoderSpec) -> None:
         super().__init__()
         patches = (spec.image_size // spec.patch_size) ** 2
         self.patch_size, self.width = spec.patch_size, spec.width
@@ -309,7 +311,7 @@ class ImageTower(nn.Cell):
         self.positional_embedding = Parameter(
             initializer(Normal(INIT_STD), (patches, spec.width)), name="positional_embedding"
         )
-        self.transformer = TransformerB(spec.width, spec.layers, spec.heads, quick=True, causal=False)
+        self.transformer = OpenCLIPTransformer(spec.width, spec.layers, spec.heads, quick=True, causal=False)
         self.ln_post = LayerNorm(spec.width)
         self.projection = Parameter(
             initializer(Normal(spec.width**-0.5), (spec.width, spec.projection_dim)), name="projection"

@@ -1,4 +1,4 @@
-"""What the UNets are told: the features of one or two text towers on the same prompt, and numbers about the size."""
+"""What conditions the UNets: the features of one or two text encoders on the same prompt, and added conditioning."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Optional
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 
-from mindpangu.models.clip import text_tower
+from mindpangu.models.clip import text_encoder
 from mindpangu.models.layers import SinusoidalEmbedding
 from mindpangu.spec import TextSpec
 
 
 class Conditioner(nn.Cell):
-    """construct(ids, a tuple of (N, L), one a tower; numbers (N, K) or None) -> (context,) or (context, vector).
+    """construct(ids, a tuple of (N, L), one an encoder; numbers (N, K) or None) -> (context,) or (context, vector).
 
-    The context (N, L, ΣC) joins the towers' features channel by channel. The vector (N, P + K·size_dim), where there
-    are numbers, joins the last tower's pooled output and the sinusoidal embedding of each number: for PanGu-Draw the
-    index of the size in the model's list of sizes, for SDXL six lengths (arXiv 2307.01952, section 2.2).
+    The context (N, L, ΣC) joins the text encoders' features channel by channel. The vector (N, P + K·size_dim), where
+    there are numbers, joins the last encoder's pooled output and the sinusoidal embedding of each number: the index of
+    the size in the model's list of sizes for PanGu-Draw, six lengths for SDXL (arXiv 2307.01952, section 2.2).
     """
 
     def __init__(self, texts: Sequence[TextSpec], size_dim: int) -> None:
         super().__init__()
-        self.towers = nn.CellList([text_tower(spec) for spec in texts])
+        self.text_encoders = nn.CellList([text_encoder(spec) for spec in texts])
         self.size_dim = size_dim
         if size_dim:
             self.size_embedding = SinusoidalEmbedding(size_dim)
 
     def construct(self, ids: tuple[Tensor, ...], numbers: Optional[Tensor] = None) -> tuple[Tensor, ...]:
-        context, pooled = self.towers[0](ids[0])
-        if len(self.towers) == 2:
-            more, pooled = self.towers[1](ids[1])
+        context, pooled = self.text_encoders[0](ids[0])
+        if len(self.text_encoders) == 2:
+            more, pooled = self.text_encoders[1](ids[1])
             context = mops.concat((context, more), -1)
         if not self.size_dim or numbers is None:
             return (context,)

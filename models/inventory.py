@@ -13,7 +13,7 @@ from mindpangu import configs, zoo
 from mindpangu.checkpoint.name_map import Shapes
 from mindpangu.config import load
 from mindpangu.errors import UserError, nearest
-from mindpangu.models.clip import text_tower
+from mindpangu.models.clip import text_encoder
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.loading import Spec, empty, load_model_spec, read_spec
 from mindpangu.models.unet import UNet
@@ -55,7 +55,7 @@ def spec_of(folder: Path) -> ModelSpec:
         return {part: read_spec(folder / f"{part}.safetensors", kind) for part in parts}
 
     vae = read_spec(folder / "vae.safetensors", VAESpec)
-    return ModelSpec(pipeline, of(pipeline.experts, UNetSpec), vae, of(pipeline.towers, TextSpec))
+    return ModelSpec(pipeline, of(pipeline.experts, UNetSpec), vae, of(pipeline.text_encoders, TextSpec))
 
 
 def parts(spec: ModelSpec) -> dict[str, Shapes]:
@@ -74,7 +74,7 @@ def net_of(spec: NetSpec) -> nn.Cell:
         return UNet(spec)
     if isinstance(spec, ControlNetSpec):
         return ControlNet(spec)
-    return AutoencoderKL(spec) if isinstance(spec, VAESpec) else text_tower(spec)
+    return AutoencoderKL(spec) if isinstance(spec, VAESpec) else text_encoder(spec)
 
 
 def parameters(shapes: Shapes) -> int:

@@ -1,6 +1,6 @@
 """The layers that several nets share.
 
-Weights of layers may lie in float16 (see `loading.empty`): each is widened to its input's dtype as it is used.
+Weights of layers may lie in float16 (see `loading.empty`): each is cast to its input's dtype as it is used.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ DOWN, UP = "lora_down", "lora_up"  # what the names of an adapted layer's two ma
 MAX_PERIOD = 10000.0  # of the sinusoidal embeddings
 
 
-def widened(weight: Tensor, x: Tensor) -> Tensor:
-    """`weight` in x's dtype, not before x is there: a graph would else widen every layer's weights at its start."""
+def cast_to(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight` in x's dtype, not before x is there: a graph would else cast every layer's weights at its start."""
     return weight if weight.dtype == x.dtype else mops.depend(weight, x).astype(x.dtype)
 
 
@@ -83,7 +83,7 @@ class Conv2d(nn.Cell):
         self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias")
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, widened(self.weight, x), self.bias, self.stride, self.before, self.after)
+        return ops.conv2d(x, cast_to(self.weight, x), self.bias, self.stride, self.before, self.after)
 
 
 class Dense(nn.Cell):
@@ -106,7 +106,7 @@ class Dense(nn.Cell):
         self.lora_up = Parameter(initializer("zeros", (out, rank)), name=f"{stem}{UP}")
 
     def construct(self, x: Tensor) -> Tensor:
-        y = ops.dense(x, widened(self.weight, x), self.bias)
+        y = ops.dense(x, cast_to(self.weight, x), self.bias)
         if self.adapted:
             y = y + self.scale * ops.dense(ops.dense(x, self.lora_down), self.lora_up)
         return y

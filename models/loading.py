@@ -138,29 +138,31 @@ def load_unets(paths: Sequence[Path], offload: bool = False, dtype: str = "fp32"
     return [SharedUNet(cells[spec], path, not offload and users[spec] > 1) for spec, path in zip(specs, paths)]
 
 
-def load_conditioner(folder: Path, towers: Sequence[str], size_dim: int, dtype: str = "fp32") -> Conditioner:
-    """The text towers of a folder ({tower}.safetensors), for inference. Raises: UserError."""
-    specs = [read_spec(folder / f"{tower}.safetensors", TextSpec) for tower in towers]
+def load_conditioner(folder: Path, text_encoders: Sequence[str], size_dim: int, dtype: str = "fp32") -> Conditioner:
+    """The text encoders of a folder ({encoder}.safetensors), for inference. Raises: UserError."""
+    specs = [read_spec(folder / f"{encoder}.safetensors", TextSpec) for encoder in text_encoders]
     net = empty(lambda: Conditioner(specs, size_dim), dtype)
-    fill_towers(net, folder, towers, ())
+    fill_text_encoders(net, folder, text_encoders, ())
     return net
 
 
-def fill_towers(net: Conditioner, folder: Path, towers: Sequence[str], loras: Sequence[tuple[Lora, float]]) -> None:
-    """Put the folder's weights into the towers, with LoRAs merged in. Raises: UserError."""
-    for i, (name, tower) in enumerate(zip(towers, net.towers)):
+def fill_text_encoders(
+    net: Conditioner, folder: Path, text_encoders: Sequence[str], loras: Sequence[tuple[Lora, float]]
+) -> None:
+    """Put the folder's weights into the text encoders, with LoRAs merged in. Raises: UserError."""
+    for i, (name, encoder) in enumerate(zip(text_encoders, net.text_encoders)):
         path = folder / f"{name}.safetensors"
-        # A tower inside the conditioner carries its place in its parameters' names.
-        weights = prefixed(merged(stored_tensors(path), loras, name), f"towers.{i}.")
-        load_into(tower.trainable_params(), weights, str(path))
+        # An encoder inside the conditioner carries its place in its parameters' names.
+        weights = prefixed(merged(stored_tensors(path), loras, name), f"text_encoders.{i}.")
+        load_into(encoder.trainable_params(), weights, str(path))
 
 
-def load_tokenizers(folder: Path, towers: Sequence[str]) -> list[TextTokenizer]:
-    """The tokenizers of a folder's text towers. Raises: UserError."""
+def load_tokenizers(folder: Path, text_encoders: Sequence[str]) -> list[TextTokenizer]:
+    """The tokenizers of a folder's text encoders. Raises: UserError."""
     tokenizers = []
-    for tower in towers:
-        spec = read_spec(folder / f"{tower}.safetensors", TextSpec)
-        tokenizers.append(TextTokenizer.load(folder / zoo.tokenizer_of(tower), spec.context_length, spec.pad_id))
+    for encoder in text_encoders:
+        spec = read_spec(folder / f"{encoder}.safetensors", TextSpec)
+        tokenizers.append(TextTokenizer.load(folder / zoo.tokenizer_of(encoder), spec.context_length, spec.pad_id))
     return tokenizers
 
 

@@ -14,7 +14,7 @@ from mindpangu.checkpoint.store import some
 from mindpangu.checkpoint.tensor_files import Stored
 from mindpangu.checkpoint.transformers import places_of
 from mindpangu.errors import UserError
-from mindpangu.models.naming import TOWERS, diffusers_places
+from mindpangu.models.naming import TEXT_ENCODERS, diffusers_places
 from mindpangu.spec import ModelSpec, TextSpec
 
 
@@ -55,22 +55,25 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
     Raises:
         UserError: see `read_lora`; or a module that the model does not have, or of another shape.
     """
-    parts_of = {"unet": list(spec.unets), **{theirs: [ours] for ours, theirs in TOWERS.items() if ours in spec.texts}}
+    parts_of = {
+        "unet": list(spec.unets),
+        **{theirs: [ours] for ours, theirs in TEXT_ENCODERS.items() if ours in spec.texts},
+    }
     return _placed(path, read_lora(path), targets(spec, shapes), parts_of, shapes, spec.pipeline.name)
 
 
-def load_tower_lora(path: Path, texts: Mapping[str, TextSpec], shapes: Mapping[str, Shapes]) -> Lora:
-    """The updates that a file has for text towers, whatever else it has.
+def load_text_encoder_lora(path: Path, texts: Mapping[str, TextSpec], shapes: Mapping[str, Shapes]) -> Lora:
+    """The updates that a file has for text encoders, whatever else it has.
 
     Raises:
         UserError: as `load_lora`; or it has none.
     """
-    parts_of = {TOWERS[name]: [name] for name in texts}
+    parts_of = {TEXT_ENCODERS[name]: [name] for name in texts}
     updates = {key: update for key, update in read_lora(path).items() if key[0] in parts_of}
     if not updates:
-        raise UserError(f"{path}: has no updates of text towers")
+        raise UserError(f"{path}: has no updates of text encoders")
     table = _targets({name: places_of(text.output)(shapes[name]) for name, text in texts.items()})
-    return _placed(path, updates, table, parts_of, shapes, "the text towers")
+    return _placed(path, updates, table, parts_of, shapes, "the text encoders")
 
 
 def _placed(

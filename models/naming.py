@@ -12,25 +12,25 @@ from mindpangu.checkpoint.transformers import places_of
 from mindpangu.errors import UserError
 from mindpangu.spec import ControlNetSpec, ModelSpec
 
-TOWERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
+TEXT_ENCODERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
 TOKENIZERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}
 
 Places = dict[str, dict[str, Place]]  # by part, then by parameter
 
 
 def subfolder(part: str) -> str:
-    """Where diffusers keeps a part: the towers under its names, others under their own."""
-    return TOWERS.get(part, part)
+    """Where diffusers keeps a part: the text encoders under its names, others under their own."""
+    return TEXT_ENCODERS.get(part, part)
 
 
 def stem_of(part: str) -> str:
     """What a part's files are called there."""
-    return "model" if part in TOWERS else "diffusion_pytorch_model"
+    return "model" if part in TEXT_ENCODERS else "diffusion_pytorch_model"
 
 
 def vector_of(spec: ModelSpec) -> Vector:
     """Where diffusers' UNets take the vector in."""
-    return "class_embedding" if spec.pipeline.told == "index" else "add_embedding"
+    return "class_embedding" if spec.pipeline.added_cond == "index" else "add_embedding"
 
 
 def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
@@ -56,16 +56,16 @@ def ldm_places(spec: ModelSpec, shapes: Mapping[str, Shapes], found: TensorFiles
     """Every part's parameters in a single file's names.
 
     Raises:
-        UserError: the file holds no text tower of the kind that the model has.
+        UserError: the file holds no text encoder of the kind that the model has.
     """
     places: Places = {"vae": ldm.net_places(ldm.VAE, shapes["vae"])}
     for name in spec.unets:
         places[name] = ldm.net_places(ldm.UNET, shapes[name])
     for name in spec.texts:
-        places[name] = ldm.tower_places(shapes[name], found.shapes)
+        places[name] = ldm.text_encoder_places(shapes[name], found.shapes)
         if not places[name]:
             raise UserError(
-                f"{found.paths[0]}: holds no text tower such as {spec.pipeline.name} has; is it the whole "
+                f"{found.paths[0]}: holds no text encoder such as {spec.pipeline.name} has; is it the whole "
                 "model, and not its UNet alone, or of another family?"
             )
     return places

@@ -15,10 +15,10 @@ from mindpangu.models.layers import (
     LayerNorm,
     SinusoidalEmbedding,
     Upsample,
+    cast_to,
     conv1x1,
     conv3x3,
     linear,
-    widened,
 )
 from mindpangu.spec import UNetSpec
 
@@ -146,7 +146,7 @@ class PatchEmbed(Conv2d):
 
     def construct(self, x: Tensor) -> Tensor:
         x = mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        return ops.conv2d(x, widened(self.weight, x), self.bias, 1, 1, 1)
+        return ops.conv2d(x, cast_to(self.weight, x), self.bias, 1, 1, 1)
 
 
 class Unpatch(Conv2d):
@@ -157,7 +157,7 @@ class Unpatch(Conv2d):
         self.patch = patch
 
     def construct(self, x: Tensor) -> Tensor:
-        x = ops.conv2d(x, widened(self.weight, x), self.bias, 1, 1, 1)
+        x = ops.conv2d(x, cast_to(self.weight, x), self.bias, 1, 1, 1)
         return mops.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
@@ -268,7 +268,7 @@ class UNet(UNetEncoder):
         """x beside skip connection `number`, steered where there is a control."""
         return mops.concat((x, skip if control is None else skip + control[number]), 1)
 
-    def enter(self, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> list[Tensor]:
+    def down_shallow(self, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> list[Tensor]:
         """The full-resolution stages on the way down; their outputs."""
         skips = []
         for i in range(self.shallow):
@@ -276,14 +276,14 @@ class UNet(UNetEncoder):
             skips.append(x)
         return skips
 
-    def dive(
+    def deep(
         self,
         x: Tensor,
         embedding: Tensor,
         context: Optional[Tensor],
         control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:
-        """All that lies below the full resolution: from `enter`'s last output to what `leave` takes."""
+        """All that lies below the full resolution: from `down_shallow`'s last output to what `up_shallow` takes."""
         skips = []
         for i in range(self.shallow, len(self.input_blocks)):
             x = self.through(self.input_blocks[i], x, embedding, context)
@@ -296,7 +296,7 @@ class UNet(UNetEncoder):
             x = self.through(self.output_blocks[i], x, embedding, context)
         return x
 
-    def leave(
+    def up_shallow(
         self,
         x: Tensor,
         skips: list[Tensor],
@@ -319,9 +319,9 @@ class UNet(UNetEncoder):
         control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:
         embedding = self.embed(t, vector)
-        skips = self.enter(x, embedding, context)
-        deep = self.dive(skips[-1], embedding, context, control)
-        return self.leave(deep, skips, embedding, context, control)
+        skips = self.down_shallow(x, embedding, context)
+        deep = self.deep(skips[-1], embedding, context, control)
+        return self.up_shallow(deep, skips, embedding, context, control)
 
 
 class UNetWithDeep(nn.Cell):
@@ -333,9 +333,9 @@ class UNetWithDeep(nn.Cell):
 
     def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
         embedding = self.unet.embed(t, vector)
-        skips = self.unet.enter(x, embedding, context)
-        deep = self.unet.dive(skips[-1], embedding, context)
-        return self.unet.leave(deep, skips, embedding, context), deep
+        skips = self.unet.down_shallow(x, embedding, context)
+        deep = self.unet.deep(skips[-1], embedding, context)
+        return self.unet.up_shallow(deep, skips, embedding, context), deep
 
 
 class UNetReusingDeep(nn.Cell):
@@ -347,4 +347,4 @@ class UNetReusingDeep(nn.Cell):
 
     def construct(self, deep: Tensor, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
         embedding = self.unet.embed(t, vector)
-        return self.unet.leave(deep, self.unet.enter(x, embedding, context), embedding, context)
+        return self.unet.up_shallow(deep, self.unet.down_shallow(x, embedding, context), embedding, context)

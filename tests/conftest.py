@@ -101,7 +101,7 @@ def line_model(line_runs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("line")
     spec = folder / "line.yaml"
     spec.write_text(
-        "{name: line, sizes: {32x32: 0}, experts: {unet: 0}, towers: [], told: none, prediction: v,"
+        "{name: line, sizes: {32x32: 0}, experts: {unet: 0}, text_encoders: [], added_cond: none, prediction: v,"
         " default_size: 32x32, default_guidance: 1, schedule: {kind: cosine}}",
         encoding="utf-8",
     )

@@ -1,1 +1,1 @@
-"""Floor 3: the trainers. One loop, counted in images, and one task a file for what is trained in it."""
+"""The trainers. One loop, counted in images, and one task a file for what is trained in it."""

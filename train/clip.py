@@ -1,4 +1,4 @@
-"""CLIP's task: both text towers against one image tower, both languages, pictures and compositions."""
+"""CLIP's task: both text encoders against one image encoder, both languages, pictures and compositions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mindpangu.data.examples import Examples
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
 from mindpangu.images import to_model
-from mindpangu.models.clip import ImageTower, text_tower
+from mindpangu.models.clip import ImageEncoder, text_encoder
 from mindpangu.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
 from mindpangu.text.vocabulary import FILE as VOCABULARY
@@ -47,8 +47,8 @@ class ClipLoss(nn.Cell):
 
     def __init__(self, task: ClipTask) -> None:
         super().__init__()
-        self.image = ImageTower(task.image)
-        self.text_a, self.text_b = text_tower(task.text_a), text_tower(task.text_b)
+        self.image = ImageEncoder(task.image)
+        self.text_a, self.text_b = text_encoder(task.text_a), text_encoder(task.text_b)
         # The first encoder has no projection in PanGu-Draw; this one serves the training alone and is not exported.
         width, shared = task.text_a.width, task.image.projection_dim
         self.projection_a = Parameter(initializer(Normal(width**-0.5), (width, shared)), name="projection_a")
@@ -157,7 +157,7 @@ class TrainClip:
 
     def start_from(self, path: Path) -> None:
         """Not offered. Raises: UserError."""
-        raise UserError(f"load_checkpoint {path}: text towers are trained from nothing; leave the key out")
+        raise UserError(f"load_checkpoint {path}: text encoders are trained from nothing; leave the key out")
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Pictures, ids of their captions, English ones first, and of free texts, and the teacher's features."""

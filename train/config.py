@@ -9,7 +9,7 @@ from typing import Literal, Optional
 from mindpangu.data.examples import DataConfig
 from mindpangu.diffusion.schedule import ScheduleSpec
 from mindpangu.parallel.config import ParallelConfig, RecomputeConfig
-from mindpangu.spec import ImageTowerSpec, TextSpec, UNetSpec, VAESpec
+from mindpangu.spec import ImageEncoderSpec, TextSpec, UNetSpec, VAESpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Runner:
 class ScaleSense:
     """Dynamic loss scaling, for nets that compute in fp16: the loss is multiplied by `loss_scale_value`.
 
-    Where gradients are no numbers it is divided by `scale_factor`, down to 1, and after `scale_window` good steps
+    Where gradients are not finite it is divided by `scale_factor`, down to 1, and after `scale_window` good steps
     multiplied by it.
     """
 
@@ -60,7 +60,7 @@ class ScaleSense:
 
 @dataclass(frozen=True)
 class RunnerWrapper:
-    """Steps whose gradients are no numbers are left out; more than `max_skips` of them in a row end the run.
+    """Steps whose gradients are not finite are left out; more than `max_skips` of them in a row end the run.
 
     `scale_sense` None: the loss is not scaled.
     """
@@ -161,7 +161,7 @@ class ClipTask:
 
     text_a: TextSpec
     text_b: TextSpec
-    image: ImageTowerSpec
+    image: ImageEncoderSpec
     scenes: int = 32768
     hard_share: float = 0.5
     distill: Optional[DistillTask] = None
@@ -185,21 +185,21 @@ class LoRATask:
     """Train updates of `rank` (arXiv 2106.09685), counting alpha / rank, beside the weights of `load_checkpoint`.
 
     `modules`: those of the attention, or all dense layers of the transformers. `expert`: in a model of several UNets,
-    the name of the one that this is; its LoRA then changes no other. `towers`: the text towers learn updates too.
-    `beside`: a LoRA that the towers have already, as the model will when it draws with both.
+    the name of the one that this is; its LoRA then changes no other. `text_encoders`: these learn updates too.
+    `beside`: a LoRA that the text encoders have already, as the model will when it draws with both.
     """
 
     rank: int = 8
     alpha: float = 8.0
     modules: Literal["attention", "all"] = "attention"
     expert: Optional[str] = None
-    towers: bool = False
+    text_encoders: bool = False
     beside: Optional[Path] = None
 
     @property
-    def changes_towers(self) -> bool:
-        """Whether features of the towers as they were are of no use."""
-        return self.towers or self.beside is not None
+    def changes_text_encoders(self) -> bool:
+        """Whether features of the text encoders as they were are of no use."""
+        return self.text_encoders or self.beside is not None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -223,7 +223,7 @@ class PriorTask:
 
 @dataclass(frozen=True)
 class DiffusionTask:
-    """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text towers.
+    """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text encoders.
 
     `vae` and `text`: folders that those trainings wrote; without `text` the nets know no words and no sizes. `control`:
     the UNet is trained already, and a ControlNet learns to steer it. `lora`: the UNet of `load_checkpoint` stays, and
@@ -263,11 +263,11 @@ class DiffusionTask:
         if (self.encoded is None) == (self.scenes == 0):
             raise ValueError(f"scenes {self.scenes} and encoded {self.encoded}: one of them is needed")
         if self.encoded is not None and self.text is None:
-            raise ValueError("encoded: encoded data has words, and text says which towers made their features")
+            raise ValueError("encoded: encoded data has words, and text says which text encoders made their features")
         if self.prior is not None and self.encoded is None:
             raise ValueError("prior: it stands beside encoded data, and there is none")
-        if self.lora is not None and self.lora.changes_towers and self.text is None:
-            raise ValueError("lora.towers, lora.beside: the net knows no words; text names the towers")
+        if self.lora is not None and self.lora.changes_text_encoders and self.text is None:
+            raise ValueError("lora.text_encoders, lora.beside: the net knows no words; text names the text encoders")
         if self.control is not None and self.lora is not None:
             raise ValueError("control and lora: one of them at a time is trained")
         if self.control is not None and (self.text is not None or self.crop_share):

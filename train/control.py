@@ -32,9 +32,9 @@ class ControlLoss(DiffusionLoss):
         super().__init__(unet, None, prediction)
         self.controlnet = controlnet
 
-    def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         """The steered UNet's output."""
-        return self.unet(x, t, None, None, self.controlnet(x, t, told[0]))
+        return self.unet(x, t, None, None, self.controlnet(x, t, cond[0]))
 
 
 class TrainControl(TrainDiffusion):
@@ -76,7 +76,7 @@ class TrainControl(TrainDiffusion):
             return as_lines(edges(self.examples.image(drawn)))
         return self.lines(drawn)
 
-    def told(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
+    def cond(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
         """The scenes' hints."""
         hints = np.stack([self.hint(int(scene)) for scene in scenes]).astype(np.float32) / 255
         return (np.ascontiguousarray(hints.transpose(0, 3, 1, 2)),)
@@ -89,7 +89,7 @@ class TrainControl(TrainDiffusion):
         """Scenes, what the steered net draws along their hints, and the hints."""
         load_into(self._shown_net.trainable_params(), unprefixed(weights, "controlnet."), "the average")
         scenes = self.buckets[0].scenes[:SHOWN]
-        hints = Tensor(self.told(self.buckets[0], scenes, 0)[0])
+        hints = Tensor(self.cond(self.buckets[0], scenes, 0)[0])
 
         def net(x: Tensor, t: Tensor) -> Tensor:
             return self.loss_net.unet(x, t, None, None, self._shown_net(x, t, hints))

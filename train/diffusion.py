@@ -21,12 +21,12 @@ from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size, to_pictures
-from mindpangu.models.adapters import TOWER_LAYERS, UNET_LAYERS, adapt, tower_file, unet_file
+from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, UNET_LAYERS, adapt, text_encoder_file, unet_file
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.inventory import shapes_of
 from mindpangu.models.layers import DOWN, UP
-from mindpangu.models.loading import fill_towers, load_conditioner, load_tokenizers, load_vae, read_spec
-from mindpangu.models.lora import load_tower_lora
+from mindpangu.models.loading import fill_text_encoders, load_conditioner, load_tokenizers, load_vae, read_spec
+from mindpangu.models.lora import load_text_encoder_lora
 from mindpangu.models.naming import subfolder
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
@@ -34,7 +34,7 @@ from mindpangu.spec import TextSpec
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
 
-TOWERS = ("text_a", "text_b")
+TEXT_ENCODERS = ("text_a", "text_b")
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 BINS, MEASURED = 16, 64  # noise levels at which the loss is measured, and scenes over which
 
@@ -48,9 +48,9 @@ def frozen(net: Net) -> Net:
     return net
 
 
-def tower_specs(folder: Path) -> dict[str, TextSpec]:
-    """What the text towers of a folder are. Raises: UserError."""
-    return {tower: read_spec(folder / f"{tower}.safetensors", TextSpec) for tower in TOWERS}
+def text_encoder_specs(folder: Path) -> dict[str, TextSpec]:
+    """What the text encoders of a folder are. Raises: UserError."""
+    return {encoder: read_spec(folder / f"{encoder}.safetensors", TextSpec) for encoder in TEXT_ENCODERS}
 
 
 def _whole(unet: UNet) -> list[Parameter]:
@@ -59,10 +59,10 @@ def _whole(unet: UNet) -> list[Parameter]:
 
 
 class DiffusionLoss(nn.Cell):
-    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), *told) -> scalar.
+    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), *cond) -> scalar.
 
-    The mean squared error of the prediction for the latent alpha·latents + sigma·noise. `told`, where there are words:
-    ids_a, ids_b, size_index (N, 1). The text towers stay as they are but for what is trainable of them.
+    The mean squared error of the prediction for the latent alpha·latents + sigma·noise. `cond`, where there are words:
+    ids_a, ids_b, size_index (N, 1). The text encoders stay as they are but for what is trainable of them.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class DiffusionLoss(nn.Cell):
             self.conditioner = conditioner
             self.taught = bool(conditioner.trainable_params())
 
-    def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         """The net's output."""
         if not self.worded:
             return self.unet(x, t)
-        context, vector = self.conditioner(told[:2], told[2])
+        context, vector = self.conditioner(cond[:2], cond[2])
         if self.taught:
             return self.unet(x, t, context, vector)
         return self.unet(x, t, mops.stop_gradient(context), mops.stop_gradient(vector))
 
     def construct(
-        self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, t: Tensor, *told: Tensor
+        self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, t: Tensor, *cond: Tensor
     ) -> Tensor:
-        out = self.predict(alpha * latents + sigma * noise, t, told)
+        out = self.predict(alpha * latents + sigma * noise, t, cond)
         error = out - training_target(self.prediction, latents, noise, alpha, sigma)
         return (error * error).mean()
 
@@ -125,24 +125,24 @@ class TrainDiffusion:
         self.examples = Examples(config.data, seed=self.seed)
         self.conditioner = None
         if self.task.text is not None:
-            self.open_towers(self.task.text)
+            self.open_text_encoders(self.task.text)
         self.buckets = encode_scenes(
             self.examples, self.vae, self.task.scenes, config.output_dir / "latents.safetensors"
         )
         self.heldout_examples = heldout_of(config.data, self.seed)
 
-    def open_towers(self, folder: Path) -> None:
-        """Tokenizers and text towers, as a LoRA is to find them. Raises: UserError."""
+    def open_text_encoders(self, folder: Path) -> None:
+        """Tokenizers and text encoders, as a LoRA is to find them. Raises: UserError."""
         lora = self.task.lora
-        self.conditioner = load_conditioner(folder, TOWERS, self.task.size_dim)
-        self.tokenizers = load_tokenizers(folder, TOWERS)
+        self.conditioner = load_conditioner(folder, TEXT_ENCODERS, self.task.size_dim)
+        self.tokenizers = load_tokenizers(folder, TEXT_ENCODERS)
         if lora is not None and lora.beside is not None:
-            specs = tower_specs(folder)
-            beside = load_tower_lora(lora.beside, specs, {name: shapes_of(spec) for name, spec in specs.items()})
-            fill_towers(self.conditioner, folder, TOWERS, [(beside, 1.0)])
+            specs = text_encoder_specs(folder)
+            beside = load_text_encoder_lora(lora.beside, specs, {name: shapes_of(spec) for name, spec in specs.items()})
+            fill_text_encoders(self.conditioner, folder, TEXT_ENCODERS, [(beside, 1.0)])
         frozen(self.conditioner)
-        if lora is not None and lora.towers:
-            adapt(self.conditioner, TOWER_LAYERS, lora.rank, lora.alpha, lora.modules)
+        if lora is not None and lora.text_encoders:
+            adapt(self.conditioner, TEXT_ENCODER_LAYERS, lora.rank, lora.alpha, lora.modules)
 
     def build(self) -> None:
         """The net that learns, within its loss, and one to show what it has learned."""
@@ -166,9 +166,9 @@ class TrainDiffusion:
             load_into(_whole(self._shown), weights, str(path))
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """Latents of one size, noise, and what the nets are told; some batches are cut to windows."""
+        """Latents of one size, noise, and what conditions the nets; some batches are cut to windows."""
         rng = np.random.default_rng([self.seed, nimg, 3])
-        latents, told = self.pick(rng, nimg, count)
+        latents, cond = self.pick(rng, nimg, count)
         if rng.random() < self.task.crop_share:
             latents = self._windows(latents, rng)
         first, last = self.t_range
@@ -176,7 +176,7 @@ class TrainDiffusion:
         if self.task.t_sampling == "logit_normal":
             share = 1 / (1 + np.exp(-rng.standard_normal(count)))
         return self.noised(
-            latents, rng.standard_normal(latents.shape, np.float32), first + (last - first) * share, told
+            latents, rng.standard_normal(latents.shape, np.float32), first + (last - first) * share, cond
         )
 
     @property
@@ -185,12 +185,12 @@ class TrainDiffusion:
         return self.task.t_min, min(self.task.t_max, self.task.schedule.steps - 1)
 
     def noised(
-        self, latents: np.ndarray, noise: np.ndarray, t: np.ndarray, told: tuple[np.ndarray, ...]
+        self, latents: np.ndarray, noise: np.ndarray, t: np.ndarray, cond: tuple[np.ndarray, ...]
     ) -> tuple[np.ndarray, ...]:
         """The inputs of the loss for latents (N, C, h, w) with noise of t (N,)."""
         alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
         alpha, sigma = np.sqrt(alpha_bar).astype(np.float32), np.sqrt(1 - alpha_bar).astype(np.float32)
-        return latents, noise, alpha, sigma, t.astype(np.float32), *told
+        return latents, noise, alpha, sigma, t.astype(np.float32), *cond
 
     def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, list[Optional[float]]]:
         """The loss with the same noise each time, in BINS of t: of pictures that are "trained" on, and "heldout" ones.
@@ -200,19 +200,19 @@ class TrainDiffusion:
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
         return {split: [self._loss_in_bin(i, *batch) for i in range(BINS)] for split, batch in self.measured.items()}
 
-    def _loss_in_bin(self, number: int, latents: np.ndarray, told: tuple[np.ndarray, ...]) -> Optional[float]:
+    def _loss_in_bin(self, number: int, latents: np.ndarray, cond: tuple[np.ndarray, ...]) -> Optional[float]:
         width, (first, last) = self.task.schedule.steps / BINS, self.t_range
         low, high = max(number * width, first), min((number + 1) * width, last)
         if low >= high:
             return None
         rng = np.random.default_rng([self.seed, number, 6])
         t = rng.uniform(low, high, len(latents))
-        batch = self.noised(latents, rng.standard_normal(latents.shape, np.float32), t, told)
+        batch = self.noised(latents, rng.standard_normal(latents.shape, np.float32), t, cond)
         return round(float(self._measure(*map(Tensor, batch)).asnumpy()), 5)
 
     @cached_property
     def measured(self) -> dict[str, tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        """Latents of MEASURED scenes of the first size of each split, and what the nets are told of them."""
+        """Latents of MEASURED scenes of the first size of each split, and what conditions the nets on them."""
         found = {}
         for split, examples in (("trained", self.examples), ("heldout", self.heldout_examples)):
             if examples is None:
@@ -220,22 +220,22 @@ class TrainDiffusion:
             size = examples.config.sizes[0]
             scenes = [examples.scene(i, parse_size(size)) for i in range(MEASURED)]
             latents = encode_pictures(self.vae, [examples.image(scene) for scene in scenes]).astype(np.float32)
-            told: tuple[np.ndarray, ...] = ()
+            cond: tuple[np.ndarray, ...] = ()
             if self.conditioner is not None:
                 prompts = [examples.caption(scene, i) for i, scene in enumerate(scenes)]
                 index = np.full((MEASURED, 1), self.task.sizes.index(size), np.float32)
-                told = (*(tokenizer(prompts) for tokenizer in self.tokenizers), index)
-            found[split] = latents, told
+                cond = (*(tokenizer(prompts) for tokenizer in self.tokenizers), index)
+            found[split] = latents, cond
         return found
 
     def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Latents (count, C, h, w) of one size, float32, and what the nets are told of them."""
+        """Latents (count, C, h, w) of one size, float32, and what conditions the nets on them."""
         shares = np.array([len(b.scenes) for b in self.buckets], np.float64)
         bucket = self.buckets[int(rng.choice(len(self.buckets), p=shares / shares.sum()))]
         chosen = rng.integers(len(bucket.scenes), size=count)
-        return bucket.latents[chosen].astype(np.float32), self.told(bucket, bucket.scenes[chosen], nimg)
+        return bucket.latents[chosen].astype(np.float32), self.cond(bucket, bucket.scenes[chosen], nimg)
 
-    def told(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
+    def cond(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
         """Captions of the scenes, drawn afresh, and the index of their size; nothing where there are no words."""
         if self.conditioner is None:
             return ()
@@ -292,9 +292,9 @@ class TrainDiffusion:
             scale = lora.alpha / lora.rank
             tensors = unet_file(self._shown, unprefixed(weights, "unet."), scale, lora.expert or "")
             if self.task.text is not None:
-                for i, (tower, spec) in enumerate(tower_specs(self.task.text).items()):
-                    learned = unprefixed(weights, f"conditioner.towers.{i}.")
-                    tensors.update(tower_file(spec, learned, scale, subfolder(tower)))
+                for i, (encoder, spec) in enumerate(text_encoder_specs(self.task.text).items()):
+                    learned = unprefixed(weights, f"conditioner.text_encoders.{i}.")
+                    tensors.update(text_encoder_file(spec, learned, scale, subfolder(encoder)))
             save_checkpoint(folder / "lora.safetensors", tensors, card)
             return
         tensors = half(unprefixed(weights, "unet."))

@@ -25,7 +25,7 @@ from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
-from mindpangu.train.diffusion import TOWERS
+from mindpangu.train.diffusion import TEXT_ENCODERS
 from mindpangu.train.latents import ENCODE_BATCH, encode_pictures
 
 EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
@@ -65,14 +65,14 @@ class Rows:
 
 
 def encoder_key(vae: Path, text: Path, sizes: Sequence[str], size_dim: int) -> str:
-    """What changes when an autoencoder, a text tower, a tokenizer or what is told of sizes does. Raises: UserError."""
+    """What changes when an autoencoder, text encoder, tokenizer or the added conditioning does. Raises: UserError."""
     parts = {"vae": read_card(vae / "vae.safetensors").get("sha256"), "sizes": list(sizes), "size_dim": size_dim}
-    for tower in TOWERS:
-        parts[tower] = read_card(text / f"{tower}.safetensors").get("sha256")
+    for encoder in TEXT_ENCODERS:
+        parts[encoder] = read_card(text / f"{encoder}.safetensors").get("sha256")
         try:
-            parts[f"{tower} tokenizer"] = file_digest(text / zoo.tokenizer_of(tower))
+            parts[f"{encoder} tokenizer"] = file_digest(text / zoo.tokenizer_of(encoder))
         except OSError as error:
-            raise UserError(f"{text / zoo.tokenizer_of(tower)}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{text / zoo.tokenizer_of(encoder)}: cannot be read ({error.strerror})") from None
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -87,7 +87,7 @@ def nearest_size(picture: tuple[int, int], sizes: Sequence[str]) -> str:
 
 
 class Encoder:
-    """The frozen autoencoder and text towers of a config."""
+    """The frozen autoencoder and text encoders of a config."""
 
     def __init__(self, config: EncodeConfig) -> None:
         """Raises: UserError."""
@@ -97,8 +97,8 @@ class Encoder:
         self.config = config
         self.key = encoder_key(config.vae, config.text, config.sizes, config.size_dim)
         self.vae = load_vae(config.vae / "vae.safetensors")
-        self.conditioner = load_conditioner(config.text, TOWERS, config.size_dim)
-        self.tokenizers = load_tokenizers(config.text, TOWERS)
+        self.conditioner = load_conditioner(config.text, TEXT_ENCODERS, config.size_dim)
+        self.tokenizers = load_tokenizers(config.text, TEXT_ENCODERS)
 
     def latents(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """(M, C, h, w) fp16 of M pictures of one size, (H, W, 3) uint8."""
@@ -112,13 +112,13 @@ class Encoder:
             padded = part + [""] * (ENCODE_BATCH - len(part))
             ids = tuple(Tensor(tokenizer(padded)) for tokenizer in self.tokenizers)
             index = np.full((ENCODE_BATCH, 1), self.config.sizes.index(size), np.float32)
-            told = self.conditioner(mutable(ids), Tensor(index))
-            parts.append([one.asnumpy()[: len(part)] for one in told])
+            cond = self.conditioner(mutable(ids), Tensor(index))
+            parts.append([one.asnumpy()[: len(part)] for one in cond])
         context, vector = (np.concatenate(one).astype(np.float16) for one in zip(*parts))
         return context, vector
 
     def ids(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """(R, L) int32 for each tower."""
+        """(R, L) int32 for each encoder."""
         return [tokenizer(captions) for tokenizer in self.tokenizers]
 
     def shard(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -142,8 +142,8 @@ class Encoder:
         for size, one in rows.items():
             tensors[f"{size}.latents"] = self.latents(one.pictures)
             tensors[f"{size}.context"], tensors[f"{size}.vector"] = self.features(one.captions, size)
-            for tower, ids in zip(TOWERS, self.ids(one.captions)):
-                tensors[f"{size}.ids.{tower}"] = ids
+            for encoder, ids in zip(TEXT_ENCODERS, self.ids(one.captions)):
+                tensors[f"{size}.ids.{encoder}"] = ids
             tensors[f"{size}.first"] = np.array(one.first, np.int64)
         used = sum(len(one.pictures) for one in rows.values())
         return tensors, {"key": self.made_by, "used": used, "small": small, "bad": bad}
@@ -179,9 +179,9 @@ def encode(
         progress(1)
     totals["bad"] = len(bad)
     if not (out / EMPTY).exists() or read_card(out / EMPTY).get("key") != encoder.key:
-        told = {size: encoder.features([""], size) for size in config.used}
+        cond = {size: encoder.features([""], size) for size in config.used}
         tensors = {
-            f"{size}.{name}": one for size, pair in told.items() for name, one in zip(("context", "vector"), pair)
+            f"{size}.{name}": one for size, pair in cond.items() for name, one in zip(("context", "vector"), pair)
         }
         save_checkpoint(out / EMPTY, tensors, {"key": encoder.key})
     write_atomically(out / BAD, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad).encode())

@@ -14,16 +14,16 @@ from safetensors import safe_open
 from mindpangu.checkpoint.store import read_card
 from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
-from mindpangu.train.diffusion import SHOWN, TOWERS, DiffusionLoss, TrainDiffusion
+from mindpangu.train.diffusion import SHOWN, TEXT_ENCODERS, DiffusionLoss, TrainDiffusion
 from mindpangu.train.encode import EMPTY, encoder_key
 
 
 class EncodedLoss(DiffusionLoss):
     """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), context (N, L, K), vector (N, V)) -> scalar."""
 
-    def predict(self, x: Tensor, t: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         """The net's output."""
-        return self.unet(x, t, told[0], told[1])
+        return self.unet(x, t, cond[0], cond[1])
 
 
 class EncodedData:
@@ -65,20 +65,22 @@ class EncodedData:
         number, place = self.rows[size][row]
         return opened(self.files[size][number]).get_slice(f"{size}.latents")[int(place)]
 
-    def told(self, size: str, row: int, choose: float) -> tuple[np.ndarray, ...]:
+    def cond(self, size: str, row: int, choose: float) -> tuple[np.ndarray, ...]:
         """Context (L, K) and vector (V,) fp16 of one of the picture's captions, which `choose` in [0, 1) picks."""
         return self._of_caption(size, row, choose, ("context", "vector"))
 
     def ids(self, size: str, row: int, choose: float) -> tuple[np.ndarray, ...]:
-        """(L,) int32 for each tower, of that caption."""
-        return self._of_caption(size, row, choose, tuple(f"ids.{tower}" for tower in TOWERS))
+        """(L,) int32 for each encoder, of that caption."""
+        return self._of_caption(size, row, choose, tuple(f"ids.{encoder}" for encoder in TEXT_ENCODERS))
 
     def check_ids(self) -> None:
         """Raises: UserError where a file was made before files held ids."""
         for size, paths in self.files.items():
             for path in paths:
-                if f"{size}.ids.{TOWERS[0]}" not in opened(path).keys():  # noqa: SIM118 - not a dictionary
-                    raise UserError(f"{path}: holds features alone, and towers that learn need words; encode it again")
+                if f"{size}.ids.{TEXT_ENCODERS[0]}" not in opened(path).keys():  # noqa: SIM118 - not a dictionary
+                    raise UserError(
+                        f"{path}: holds features alone, and text encoders that learn need words; encode it again"
+                    )
 
     def _of_caption(self, size: str, row: int, choose: float, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
         number, place = self.rows[size][row]
@@ -142,8 +144,8 @@ class TrainEncoded(TrainDiffusion):
         self.sets = [EncodedData(folder, key, self.task.sizes) for folder in folders]
         self.data, self.prior_share = self.sets[0], 0.0 if prior is None else prior.share
         self.conditioner = None
-        if self.task.lora is not None and self.task.lora.changes_towers:
-            self.open_towers(self.task.text)
+        if self.task.lora is not None and self.task.lora.changes_text_encoders:
+            self.open_text_encoders(self.task.text)
             for one in self.sets:
                 one.check_ids()
         self.epochs = [
@@ -164,15 +166,15 @@ class TrainEncoded(TrainDiffusion):
         size, rows = self.epochs[which].batch(number)
         latents = np.stack([data.latents(size, row) for row in rows]).astype(np.float32)
         empty, choose = rng.random(count) < self.task.caption_dropout, rng.random(count)
-        return latents, self._told(data, size, [(row, choose[i], bool(empty[i])) for i, row in enumerate(rows)])
+        return latents, self._cond(data, size, [(row, choose[i], bool(empty[i])) for i, row in enumerate(rows)])
 
-    def _told(
+    def _cond(
         self, data: EncodedData, size: str, captions: Sequence[tuple[int, float, bool]]
     ) -> tuple[np.ndarray, ...]:
-        """What the net is told of (row, which caption, whether the empty one instead): features, or ids and size."""
+        """The conditioning of (row, which caption, whether the empty one instead): features, or ids and size."""
         if self.conditioner is None:
-            told = [data.empty[size] if empty else data.told(size, row, choose) for row, choose, empty in captions]
-            return tuple(np.stack(one).astype(np.float32) for one in zip(*told))
+            cond = [data.empty[size] if empty else data.cond(size, row, choose) for row, choose, empty in captions]
+            return tuple(np.stack(one).astype(np.float32) for one in zip(*cond))
         nothing = tuple(tokenizer([""])[0] for tokenizer in self.tokenizers)
         ids = [nothing if empty else data.ids(size, row, choose) for row, choose, empty in captions]
         index = np.full((len(captions), 1), self.task.sizes.index(size), np.float32)
@@ -188,5 +190,5 @@ class TrainEncoded(TrainDiffusion):
         count = min(SHOWN, len(rows))
         x0 = np.stack([self.data.latents(size, row) for row in range(count)]).astype(np.float32)
         captions = [(row, 0.0, empty) for empty in (True, False) for row in range(count)]
-        told = tuple(Tensor(one) for one in self._told(self.data, size, captions))
-        return x0, told if self.conditioner is None else self.conditioner(mutable(told[:2]), told[2])
+        cond = tuple(Tensor(one) for one in self._cond(self.data, size, captions))
+        return x0, cond if self.conditioner is None else self.conditioner(mutable(cond[:2]), cond[2])

@@ -103,7 +103,7 @@ def stop_at(state: State, batch: Sequence[np.ndarray], config: TrainConfig, rank
     culprit = config.output_dir / f"culprit-{ranks.rank}.safetensors"
     save_tensors(culprit, {f"batch.{i}": array for i, array in enumerate(batch)})
     raise UserError(
-        f"{config.output_dir}: {state.in_a_row} steps in a row whose gradients are no numbers, up to {state.nimg} "
+        f"{config.output_dir}: {state.in_a_row} steps in a row whose gradients are not finite, up to {state.nimg} "
         f"images; the last batch is in {culprit.name}; lower lr_schedule.learning_rate (now "
         f"{config.lr_schedule.learning_rate}) and resume from the checkpoint"
     )
@@ -158,7 +158,7 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     Of several `ranks` each takes its part of every batch, and the first one writes and reports.
 
     Raises:
-        UserError: too many steps in a row gave no numbers; the last checkpoint is left as it was.
+        UserError: too many steps in a row gave non-finite gradients; the last checkpoint is left as it was.
     """
     # Nets and state.
     folder, batch_size = config.output_dir, config.runner_config.batch_size

@@ -25,7 +25,7 @@ from mindpangu.models.stages import assign_stages
 from mindpangu.parallel.pipeline import cut
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.control import TrainControl
-from mindpangu.train.diffusion import TrainDiffusion, tower_specs
+from mindpangu.train.diffusion import TrainDiffusion, text_encoder_specs
 from mindpangu.train.plan import blocks, training_flops
 from mindpangu.train.run import make_task
 
@@ -79,7 +79,7 @@ class PanGuDrawForTraining(PreTrainedModel):
 
 
 def cut_for_pipeline(task: Task, stages: int) -> None:
-    """Tell MindSpore which stage each Cell of a generator's training belongs to; the text towers are the first's.
+    """Tell MindSpore which stage each Cell of a generator's training belongs to; the text encoders are the first's.
 
     Raises:
         UserError: what is trained is no generator, or has fewer pieces than that.
@@ -87,7 +87,7 @@ def cut_for_pipeline(task: Task, stages: int) -> None:
     if not isinstance(task, TrainDiffusion) or isinstance(task, TrainControl):
         raise UserError(f"pipeline_stage {stages}: only generators are cut into stages")
     spec, side = task.task.unet, parse_size(task.task.sizes[0])[0] // task.vae.spec.factor
-    texts = {} if task.task.text is None else tower_specs(task.task.text)
+    texts = {} if task.task.text is None else text_encoder_specs(task.task.text)
     layers = blocks(spec, 1, side, max((text.context_length for text in texts.values()), default=0))
     if stages > len(layers):
         raise UserError(f"pipeline_stage {stages}: the UNet has {len(layers)} pieces; at most as many stages")

@@ -24,7 +24,7 @@ BACKWARD = 2  # times the forward pass's FLOPs, for the gradients of inputs and 
 
 ASSUMPTIONS = (
     "FLOPs are those of matrix products; the backward pass takes twice the forward's, recomputing once more",
-    "latents and text features are made beforehand (the autoencoder and the text towers cost nothing here)",
+    "latents and text features are made beforehand (the autoencoder and the text encoders cost nothing here)",
     "weights, gradients, AdamW's two moments and activations in fp32, as our trainer has them, products in 16 bits",
     "the average of the weights is the host's; gradient_accumulation_steps takes the gradients once more",
     "the pipeline's schedule is 1F1B; sending between devices takes no time that is not in the utilisation",

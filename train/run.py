@@ -32,7 +32,7 @@ def run(config: TrainConfig) -> None:
         check_layout(config.parallel_config, ranks.size, mindspore.get_context("device_target"))
     if ranks.size > 1 and config.clip is not None:
         raise UserError(
-            "the text towers learn by comparing each picture with the whole batch, which several processes would cut: "
+            "text encoders learn by comparing each picture with the whole batch, which several processes would cut: "
             "train them with one"
         )
     mindspore.set_seed(config.context.seed)

@@ -49,7 +49,7 @@ class TrainStep:
 
     The coefficients come from `schedule.coefficients`. `loss_net(*batch)` returns a scalar. With `muon`, parameters of
     two or more axes take Muon's step and the others AdamW's, each group clipped by its own norm. Gradients are those of
-    the loss times the loss scale, which is taken out again; where their norm is no number, nothing is updated.
+    the loss times the loss scale, which is taken out again; where their norm is not finite, nothing is updated.
 
     With several `ranks` each works on its part of the batch, and loss and gradients are averaged over all. With `share`
     each keeps the moments of some weights alone, steps those, and sends them to the others (see `parallel.sharding`).
@@ -188,7 +188,7 @@ class Update(nn.Cell):
         self.broadcasts = [mops.Broadcast(owner) for owner in range(len(owned))] if len(owned) > 1 else []
 
     def construct(self, coefficients: Tensor, norms: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
-        # Each group is clipped by its own norm; one that is no number leaves all as it is.
+        # Each group is clipped by its own norm; one that is not finite leaves all as it is.
         maximum, loss_scale, k = coefficients[MAX_NORM], coefficients[LOSS_SCALE], self.count
         finite, none = mops.isfinite(norms.sum()), mops.zeros_like(maximum)
         moment1, weights = self.moment1, self.weights

@@ -1,6 +1,6 @@
 """The peer: diffusers' nets on PyTorch, with our weights. Imports no MindSpore.
 
-Both sides walk the noise levels by `mindpangu.diffusion`, which works on any array.
+Both sides sample with `mindpangu.diffusion`, which works on any array.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def prepare(folder: Path, case: Case, fast: bool, compiled: bool) -> Callable[[]
 def _drawing(
     folder: Path, structure: Callable[..., Any], texture: Callable[..., Any], decode: Callable[..., Any], spec: dict
 ) -> Callable[[Any], Any]:
-    """The walk from noise to pictures, on random text features: this side encodes no text."""
+    """The sampling from noise to pictures, on random text features: this side encodes no text."""
     model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     schedule = NoiseSchedule(ScheduleSpec())
     experts = [NetDenoiser(net, schedule, model["prediction"]) for net in (structure, texture)]

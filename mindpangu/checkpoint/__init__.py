@@ -1,1 +1,1 @@
-"""Floor 0: weights on disk. safetensors only; no pickle is ever loaded."""
+"""Weights on disk. safetensors only; no pickle is ever loaded."""

@@ -109,8 +109,8 @@ def vae_places(names: Iterable[str], levels: int) -> dict[str, Place]:
     return whole(table)
 
 
-def unet_config(spec: Mapping[str, Any], told: str, size_dim: int) -> dict[str, Any]:
-    """config.json of diffusers' UNet2DConditionModel for a UNetSpec's values, and a pipeline's `told` and `size_dim`.
+def unet_config(spec: Mapping[str, Any], added_cond: str, size_dim: int) -> dict[str, Any]:
+    """config.json of diffusers' UNet2DConditionModel for a UNetSpec's values, and `added_cond` and `size_dim`.
 
     Raises:
         ValueError: the middle's depth is neither the last level's nor beside a last level without transformers.
@@ -139,7 +139,7 @@ def unet_config(spec: Mapping[str, Any], told: str, size_dim: int) -> dict[str, 
     }
     if spec["vector_dim"]:
         config["projection_class_embeddings_input_dim"] = spec["vector_dim"]
-        if told == "index":
+        if added_cond == "index":
             config["class_embed_type"] = "projection"
         else:
             config.update(addition_embed_type="text_time", addition_time_embed_dim=size_dim)

@@ -9,7 +9,7 @@ from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.transformers import open_clip_name, torch_name
 
 UNET, VAE, CONTROL = "model.diffusion_model.", "first_stage_model.", "control_model."
-# Where a CLIP tower stands, by how its parameters are named there.
+# Where a CLIP text encoder stands, by how its parameters are named there.
 CLIP = (
     "cond_stage_model.transformer.text_model.",
     "cond_stage_model.transformer.",
@@ -25,14 +25,14 @@ UNUSED = re.compile(
 
 
 def net_places(prefix: str, names: Iterable[str]) -> dict[str, Place]:
-    """Parameters of a UNet, an autoencoder or a tower whose names are theirs."""
+    """Parameters of a UNet, an autoencoder or an encoder whose names are theirs."""
     return {name: Place((prefix + torch_name(name),)) for name in names}
 
 
-def tower_places(names: Collection[str], found: Collection[str]) -> dict[str, Place]:
-    """Parameters of a text tower among the names `found` in a file; {} where it holds none of that kind.
+def text_encoder_places(names: Collection[str], found: Collection[str]) -> dict[str, Place]:
+    """Parameters of a text encoder among the names `found` in a file; {} where it holds none of that kind.
 
-    A tower named as transformers does ("last", "hidden") may be stored as OpenCLIP does (SD 2.x): query, key and value
+    An encoder named as in transformers ("last", "hidden") may be stored as OpenCLIP does (SD 2.x): query, key, value
     are then thirds of one tensor, and the file has layers that are not used.
     """
     open_clip = "text_projection" in names
@@ -52,7 +52,7 @@ def unused(name: str, layers: int) -> bool:
 
 
 def _of_open_clip(prefix: str, name: str) -> Place:
-    """transformers' name of a tower's parameter in OpenCLIP's words."""
+    """transformers' name of an encoder's parameter in OpenCLIP's words."""
     packed = re.match(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$", name)
     if packed:
         layer, which, leaf = packed.groups()

@@ -24,7 +24,7 @@ BLOCK = 2**22  # bytes read at a time for a digest
 
 
 class NamedParameter(Protocol):
-    """What a MindSpore Parameter offers and this room needs."""
+    """What a MindSpore Parameter offers and this package needs."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Names of our text towers' parameters in transformers: CLIPTextModel, with projection or without; ChineseCLIPModel."""
+"""Our text encoders' parameters in transformers: CLIPTextModel, with projection or without; ChineseCLIPModel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS = (
     (".mlp.c_proj.", ".mlp.fc2."),
 )
 PREFIX = "text_model."
-# Our words for Chinese-CLIP's tower and transformers'.
+# Our words for Chinese-CLIP's text encoder and transformers'.
 _BERT_WORDS = (
     ("token_embedding.", "embeddings.word_embeddings."),
     ("position_embedding.", "embeddings.position_embeddings."),
@@ -39,13 +39,13 @@ _BERT_WORDS = (
 )
 
 
-def tower_a_places(names: Iterable[str]) -> dict[str, Place]:
-    """Parameters of a tower with output "last" or "hidden"."""
+def clip_names(names: Iterable[str]) -> dict[str, Place]:
+    """Parameters of an encoder with output "last" or "hidden"."""
     return {name: Place((PREFIX + torch_name(name),)) for name in names}
 
 
-def tower_b_places(names: Iterable[str]) -> dict[str, Place]:
-    """Parameters of a tower with output "penultimate", whose names are OpenCLIP's.
+def openclip_names(names: Iterable[str]) -> dict[str, Place]:
+    """Parameters of an encoder with output "penultimate", whose names are OpenCLIP's.
 
     Three of theirs (query, key, value) stand one below the other in one of ours; `text_projection` is transposed.
     """
@@ -64,7 +64,7 @@ def tower_b_places(names: Iterable[str]) -> dict[str, Place]:
 
 
 def bert_places(names: Iterable[str]) -> dict[str, Place]:
-    """Parameters of a tower with output "bert"."""
+    """Parameters of an encoder with output "bert"."""
     table = {}
     for name in names:
         theirs = torch_name(name)
@@ -77,8 +77,8 @@ def bert_places(names: Iterable[str]) -> dict[str, Place]:
 
 
 def places_of(output: str) -> Callable[[Iterable[str]], dict[str, Place]]:
-    """The table of a tower's names for its `TextSpec.output`."""
-    return {"penultimate": tower_b_places, "bert": bert_places}.get(output, tower_a_places)
+    """The table of an encoder's names for its `TextSpec.output`."""
+    return {"penultimate": openclip_names, "bert": bert_places}.get(output, clip_names)
 
 
 def open_clip_name(theirs: str) -> str:
@@ -89,7 +89,7 @@ def open_clip_name(theirs: str) -> str:
 
 
 def text_config(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a tower, for a TextSpec's values."""
+    """config.json of an encoder, for a TextSpec's values."""
     if spec["output"] == "bert":
         return {
             "architectures": ["ChineseCLIPTextModel"],

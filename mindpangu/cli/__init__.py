@@ -1,1 +1,1 @@
-"""Floor 4: the command line, one file a command."""
+"""The command line, one file a command."""

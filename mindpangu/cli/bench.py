@@ -239,7 +239,7 @@ def _roofline(name: str) -> None:
     step = roofline.train_step_seconds(roofline.SDXL, batch, chip)
     console.print(
         f"peaks: cube {chip.cube / 1e12:.0f} TFLOP/s, vector {chip.vector / 1e12:.1f} TFLOP/s, memory "
-        f"{chip.memory / 1e12:.2f} TB/s; every layer at its bound, no overlap, no text towers, no autoencoder\n"
+        f"{chip.memory / 1e12:.2f} TB/s; every layer at its bound, no overlap, no text encoders, no autoencoder\n"
         f"FLOPs of a forward pass: {sum(layer.flops for layer in layers) / 1e12:.2f} T\n"
         f"SDXL, {steps} Euler steps, guidance (2 rows): least {sdxl:.2f} s/img; published on a 910B: "
         f"{roofline.PUBLISHED_IMAGE} s/img\n"

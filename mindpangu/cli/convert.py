@@ -29,7 +29,8 @@ def convert(
     controlnet: bool = typer.Option(False, "--controlnet", help="The source is a ControlNet for that model."),
     to: str = typer.Option("mindpangu", help="mindpangu or diffusers."),
     vocabulary: Optional[Path] = typer.Option(
-        None, help="vocab.txt of a Chinese tower (Chinese-CLIP's has 21,128 lines); PanGu-Draw's files do not hold it."
+        None,
+        help="vocab.txt of a Chinese text encoder (Chinese-CLIP's has 21,128 lines); PanGu-Draw's files lack it.",
     ),
     dtype: str = typer.Option("fp16", help="fp16 or fp32."),
     shard_gb: float = typer.Option(0.5, min=1e-6, help="Largest file, in GB; memory needed is about five times that."),
@@ -42,7 +43,7 @@ def convert(
     if controlnet and (len(sources) != 1 or to != "mindpangu"):
         raise UserError("--controlnet goes with one source and --to mindpangu")
     if vocabulary is not None and controlnet:
-        raise UserError("--vocabulary belongs to a Chinese tower; a ControlNet has none")
+        raise UserError("--vocabulary belongs to a Chinese text encoder; a ControlNet has none")
     check_writable(out)
     if to == "diffusers":
         _export(sources, out)

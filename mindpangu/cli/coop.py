@@ -18,7 +18,7 @@ def coop(
     config: Path = typer.Option(..., help="Who draws together, and how: see configs/infer/."),
     prompt: list[str] = typer.Option(..., help="What to draw, in English or Chinese; may be repeated."),
     line: Optional[Path] = typer.Option(None, help="A picture for the members' ControlNets to look at."),
-    steps: int = typer.Option(30, help="Noise levels to walk."),
+    steps: int = typer.Option(30, help="Sampling steps."),
     seed: int = typer.Option(0, help="Picture i is a function of the seed, the prompt and i."),
     n: int = typer.Option(1, help="Pictures a prompt."),
     batch: int = typer.Option(8, help="Pictures drawn together; fewer need less memory."),

@@ -92,7 +92,7 @@ def pack(
 @app.command()
 def encode(
     shards: str = typer.Option(..., help="Tar or MindRecord files, a quoted pattern: 'shards/*.tar'."),
-    model: str = typer.Option("emoji-128", help="Zoo name or model folder whose autoencoder and text towers encode."),
+    model: str = typer.Option("emoji-128", help="Zoo name or model folder whose autoencoder and text encoders encode."),
     out: Path = OUT,
     size: list[str] = typer.Option(
         [], help="Bring pictures to the nearest of these sizes; may be repeated. Default: all."

@@ -129,10 +129,10 @@ def generate(
         help="A picture of ours to draw again, bit for bit; other options than --out, --model, --device are its own.",
     ),
     size: Optional[str] = typer.Option(None, help="WIDTHxHEIGHT in pixels, one of the model's sizes."),
-    steps: int = typer.Option(30, help="Noise levels to walk."),
-    guidance: Optional[float] = typer.Option(None, help="How hard to follow the prompt (1: not at all harder)."),
+    steps: int = typer.Option(30, help="Sampling steps."),
+    guidance: Optional[float] = typer.Option(None, help="Scale of classifier-free guidance (1: none)."),
     style: list[str] = typer.Option([], help="name=weight: guide towards a style; may be repeated."),
-    negative: str = typer.Option("", help="What to keep away from."),
+    negative: str = typer.Option("", help="Negative prompt."),
     seed: list[int] = typer.Option(
         [0], help="Picture i is a function of the seed, the prompt and i; given again and again: one for each picture."
     ),

@@ -42,7 +42,7 @@ def pack(
 
     model = load(spec, PipelineSpec, override)
     sources = {name: Path(source) for name, _, source in (text.partition("=") for text in part)}
-    missing = [name for name in ("vae", *model.towers, *model.experts) if name not in sources]
+    missing = [name for name in ("vae", *model.text_encoders, *model.experts) if name not in sources]
     if missing:
         raise UserError(f"--part: {', '.join(missing)} of {model.name} missing; for example --part vae=runs/vae/vae")
     for source in sources.values():
@@ -51,9 +51,9 @@ def pack(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(source.with_suffix(suffix), (out / name).with_suffix(suffix))
-    for tower in model.towers:
-        shutil.copyfile(sources[tower].parent / shelf.tokenizer_of(tower), out / shelf.tokenizer_of(tower))
-    if model.towers and (vocabulary := sources[model.towers[-1]].parent / VOCABULARY).exists():
+    for encoder in model.text_encoders:
+        shutil.copyfile(sources[encoder].parent / shelf.tokenizer_of(encoder), out / shelf.tokenizer_of(encoder))
+    if model.text_encoders and (vocabulary := sources[model.text_encoders[-1]].parent / VOCABULARY).exists():
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(vocabulary.with_suffix(suffix), (out / VOCABULARY).with_suffix(suffix))
     write_atomically(out / "model.json", (json.dumps(dump(model), indent=2, ensure_ascii=False) + "\n").encode())

@@ -36,7 +36,7 @@ def convert_release(
 ) -> None:
     """Write `out`, a model folder, from the files of the texture (`low`) and the structure generator (`high`).
 
-    `vocabulary`: the Chinese tower's vocab.txt, which the files do not hold; without it tokenizer_a.json is left out.
+    `vocabulary`: the Chinese text encoder's vocab.txt, which the files lack; without it tokenizer_a.json is left out.
 
     Raises:
         UserError: a file is absent, truncated, not the one that its name says, or the two are swapped; a parameter is
@@ -109,7 +109,7 @@ def _reader(files: Mapping[str, MindSporeCheckpoint]) -> Callable[[str, str], np
             if not np.array_equal(value, other):
                 raise UserError(
                     f"{files['low'].path} and {files['high'].path} do not belong together: {theirs} differs by up to "
-                    f"{np.abs(value - other).max():.3g}; both must hold the same autoencoder and text towers"
+                    f"{np.abs(value - other).max():.3g}; both must hold the same autoencoder and text encoders"
                 )
         return value
 

@@ -15,7 +15,7 @@ from mindpangu.checkpoint.diffusers import as_stored
 from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import check_fit, file_digest, save_checkpoint
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
-from mindpangu.convert.writer import DTYPES, Said, check_room, narrowed, write_model
+from mindpangu.convert.writer import DTYPES, Said, cast, check_room, write_model
 from mindpangu.models.inventory import parts, shapes_of
 from mindpangu.models.naming import TOKENIZERS, controlnet_places, diffusers_places, ldm_places, stem_of, subfolder
 from mindpangu.spec import ControlNetSpec, ModelSpec
@@ -33,7 +33,7 @@ def convert_family(
 ) -> None:
     """Write `out`, a model folder, from a single .safetensors file or a diffusers folder that holds a `spec`.
 
-    `vocabulary`: vocab.txt of a Chinese-CLIP tower, where the folder does not hold it.
+    `vocabulary`: vocab.txt of a Chinese-CLIP text encoder, where the folder does not hold it.
 
     Raises:
         UserError: absent, a pickle, damaged; a parameter is missing, unexpected or mis-shaped; see `write_model`.
@@ -88,7 +88,7 @@ def convert_controlnet(source: Path, model: ModelSpec, out: Path, dtype: str, sa
     check_places(places, shapes, files.shapes, str(source))
     check_room(out, np.dtype(DTYPES[dtype]).itemsize * sum(prod(shape) for shape in shapes.values()))
     said("controlnet.safetensors")
-    tensors = {name: narrowed(place.read(shapes[name], files.read), dtype, name) for name, place in places.items()}
+    tensors = {name: cast(place.read(shapes[name], files.read), dtype, name) for name, place in places.items()}
     sources = {path.name: file_digest(path) for path in files.paths}
     save_checkpoint(out / "controlnet.safetensors", tensors, {"spec": asdict(spec), "source": sources})
 

@@ -19,7 +19,7 @@ from mindpangu.checkpoint.transformers import text_config
 from mindpangu.convert.writer import Said, check_room
 from mindpangu.errors import UserError
 from mindpangu.models.inventory import parts, spec_of
-from mindpangu.models.naming import TOKENIZERS, TOWERS, diffusers_places, stem_of, subfolder
+from mindpangu.models.naming import TEXT_ENCODERS, TOKENIZERS, diffusers_places, stem_of, subfolder
 from mindpangu.spec import ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 
@@ -52,12 +52,12 @@ def export_diffusers(folder: Path, out: Path, said: Said = lambda line: None) ->
         tensors = load_tensors(folder / f"{part}.safetensors")
         save_tensors(to / f"{stem}.safetensors", _theirs(places[part], tensors, part == "vae"), TORCH_METADATA)
         _write(to / "config.json", _config(spec, part))
-    for tower in spec.texts:
-        tokenizer = Tokenizer.from_file(str(folder / zoo.tokenizer_of(tower)))
+    for part in spec.texts:
+        tokenizer = Tokenizer.from_file(str(folder / zoo.tokenizer_of(part)))
         if tokenizer.token_to_id(START_B) is None:
-            _write_bert_tokenizer(out / TOKENIZERS[tower], tokenizer)
+            _write_bert_tokenizer(out / TOKENIZERS[part], tokenizer)
         else:
-            _write_clip_tokenizer(out / TOKENIZERS[tower], tokenizer, spec.texts[tower].pad_id)
+            _write_clip_tokenizer(out / TOKENIZERS[part], tokenizer, spec.texts[part].pad_id)
     _write(out / "scheduler" / "scheduler_config.json", _scheduler(spec))
     index = _model_index(spec)
     if index:
@@ -82,7 +82,7 @@ def _config(spec: ModelSpec, part: str) -> dict[str, Any]:
         return vae_config(values)
     if part in spec.texts:
         return text_config(values)
-    return unet_config(values, spec.pipeline.told, spec.pipeline.size_dim)
+    return unet_config(values, spec.pipeline.added_cond, spec.pipeline.size_dim)
 
 
 def _scheduler(spec: ModelSpec) -> dict[str, Any]:
@@ -100,27 +100,27 @@ def _scheduler(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _model_index(spec: ModelSpec) -> dict[str, Any]:
-    told = spec.pipeline.told
-    if told == "index":
+    added_cond = spec.pipeline.added_cond
+    if added_cond == "index":
         return {}
     index: dict[str, Any] = {
-        "_class_name": PIPELINES.get(told, REFINER),
+        "_class_name": PIPELINES.get(added_cond, REFINER),
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     }
-    for tower, encoder in TOWERS.items():
-        there = tower in spec.texts
-        if there or told != "none":
-            kind = text_config(asdict(spec.texts[tower]))["architectures"][0] if there else None
+    for part, encoder in TEXT_ENCODERS.items():
+        there = part in spec.texts
+        if there or added_cond != "none":
+            kind = text_config(asdict(spec.texts[part]))["architectures"][0] if there else None
             index[encoder] = ["transformers", kind] if there else [None, None]
-            reader = "BertTokenizer" if there and spec.texts[tower].output == "bert" else "CLIPTokenizer"
-            index[TOKENIZERS[tower]] = ["transformers", reader] if there else [None, None]
-    if told == "none":
+            reader = "BertTokenizer" if there and spec.texts[part].output == "bert" else "CLIPTokenizer"
+            index[TOKENIZERS[part]] = ["transformers", reader] if there else [None, None]
+    if added_cond == "none":
         index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     else:
         index["force_zeros_for_empty_prompt"] = False
-        if told == "refiner":
+        if added_cond == "refiner":
             index["requires_aesthetics_score"] = True
     return index
 

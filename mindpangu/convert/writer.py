@@ -84,7 +84,7 @@ def write_model(
     for number, shard in enumerate(shards, start=1):
         said(f"{shard.file} ({number} of {len(shards)})")
         if not journal.holds(shard.file):
-            tensors = {name: narrowed(read(shard.part, name), dtype, f"{shard.part}: {name}") for name in shard.names}
+            tensors = {name: cast(read(shard.part, name), dtype, f"{shard.part}: {name}") for name in shard.names}
             journal.add(shard.file, save_tensors(out / shard.file, tensors))
     for part in shapes:
         mine = {shard.file: journal.done[shard.file] for shard in shards if shard.part == part}
@@ -93,11 +93,11 @@ def write_model(
         write_card(out / f"{part}.safetensors", card)
     described = json.dumps(dump(spec.pipeline), indent=2, ensure_ascii=False) + "\n"
     write_atomically(out / zoo.DESCRIPTION, described.encode())
-    for tower, tokenizer in tokenizers.items():
-        write_atomically(out / zoo.tokenizer_of(tower), tokenizer.to_str().encode())
+    for encoder, tokenizer in tokenizers.items():
+        write_atomically(out / zoo.tokenizer_of(encoder), tokenizer.to_str().encode())
 
 
-def narrowed(value: np.ndarray, dtype: str, name: str) -> np.ndarray:
+def cast(value: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """A weight in the dtype. Raises: UserError where it is not finite there."""
     with np.errstate(over="ignore"):
         stored = value.astype(DTYPES[dtype])

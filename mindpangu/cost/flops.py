@@ -195,7 +195,7 @@ def decoder_layers(spec: VAESpec, batch: int, height: int, width: int) -> Iterat
 
 
 def text_layers(spec: TextSpec, batch: int) -> Iterator[Layer]:
-    """The layers of a text tower on `batch` prompts, embedding tables left out; the three projections as one layer."""
+    """The layers of a text encoder on `batch` prompts, embedding tables left out; three projections as one layer."""
     rows, width = batch * spec.context_length, spec.width
     for i in range(spec.layers_used):
         yield norm(f"{i}.norm1", rows, width)

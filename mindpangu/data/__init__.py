@@ -1,1 +1,1 @@
-"""Floor 0: pictures, captions and batches. No nets."""
+"""Pictures, captions and batches. No nets."""

@@ -1,4 +1,4 @@
-"""Floor 0: the mathematics of diffusion. All above speak σ-space and x0; this room alone knows ε, v and tables."""
+"""The mathematics of diffusion. All above speak σ-space and x0; this package alone knows ε, v and tables."""
 
 from mindpangu.diffusion.denoiser import (
     Conditioned,

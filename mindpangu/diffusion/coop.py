@@ -28,7 +28,7 @@ NoiseOf = Callable[[int, int], Any]  # (member, number of the draw) -> unit Gaus
 
 
 class Latents:
-    """Several latents that a sampler walks as one: sums with others of the same spaces, products with numbers."""
+    """Several latents that are sampled as one: sums with others of the same spaces, products with numbers."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = tuple(parts)
@@ -86,7 +86,7 @@ class Coop:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the walk, sigmas[first] … sigmas[last], during which the same members are drawn.
+    """A stretch of the sampling, sigmas[first] … sigmas[last], during which the same members are drawn.
 
     `woken`: those that begin here, from what the others predict at sigmas[first], and fresh noise.
     """
@@ -124,7 +124,7 @@ def stages(weights: Weights, sigmas: Sigmas, output: int) -> list[Stage]:
     return found
 
 
-def walk(
+def sample(
     sampler: Sampler,
     coop: Coop,
     sigmas: Sigmas,

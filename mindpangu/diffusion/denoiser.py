@@ -96,7 +96,7 @@ class TimeDecoupled:
 class LaggingTimeDecoupled(TimeDecoupled):
     """The switch of the released PanGu-Draw code, for parity: it looks at the step before, so structure draws one more.
 
-    For one walk down the noise levels.
+    For one sampling.
     """
 
     def __init__(self, experts: Sequence[Denoiser], switches: Sequence[float]) -> None:
@@ -112,7 +112,7 @@ class LaggingTimeDecoupled(TimeDecoupled):
 class Inpainted:
     """A denoiser that knows the latent `known` where `mask` is 0; the one it wraps decides where it is 1.
 
-    A walk that starts at known + σ·noise stays at it there, whatever the sampler; (1, 1, h, w) and (1, C, h, w).
+    Sampling that starts at known + σ·noise stays at it there, whatever the sampler; (1, 1, h, w) and (1, C, h, w).
     """
 
     def __init__(self, denoiser: Denoiser, known: Any, mask: Any) -> None:

@@ -1,4 +1,4 @@
-"""Samplers: free functions with one signature, walking a list of σ down to 0.
+"""Samplers: free functions with one signature, over a list of σ that ends in 0.
 
     sampler(denoise, x, sigmas, noise=None, callback=None) -> x0
 

@@ -1,4 +1,4 @@
-"""Noise schedules: t ↔ ᾱ ↔ σ, and the lists of σ that samplers walk down. All float64, all pure functions.
+"""Noise schedules: t ↔ ᾱ ↔ σ, and the lists of σ of samplers. All float64, all pure functions.
 
 The variance-preserving latent √ᾱ x0 + √(1−ᾱ) ε, divided by √ᾱ, is the σ-space latent x0 + σ ε with σ = √((1−ᾱ)/ᾱ).
 """

@@ -1,1 +1,1 @@
-"""Floor 0: features → statistics → metric. The judge's features are not ours: an ImageNet net of another library."""
+"""Features → statistics → metric. The judge's features are not ours: an ImageNet net of another library."""

@@ -1,4 +1,4 @@
-"""Floor 1: the functions that Cells call where a plain operator is too slow or the back end depends on the device."""
+"""The functions that Cells call where a plain operator is too slow or the back end depends on the device."""
 
 from mindpangu.ops.activation import geglu, gelu, quick_gelu, silu
 from mindpangu.ops.attention import attention

@@ -1,4 +1,4 @@
-"""Activations of the CLIP towers and the UNet's feed-forward layers."""
+"""Activations of the CLIP and the UNet's feed-forward layers."""
 
 from __future__ import annotations
 

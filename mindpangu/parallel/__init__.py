@@ -1,1 +1,1 @@
-"""Floor 0: how a training is spread over devices, on paper: pipeline schedules, cuts, what a device must hold."""
+"""How a training is spread over devices, on paper: pipeline schedules, cuts, what a device must hold."""

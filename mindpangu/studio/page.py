@@ -85,7 +85,7 @@ def build(studio: Studio) -> gr.Blocks:
 def _draw_tab(spec: PipelineSpec) -> tuple[dict[str, Any], gr.Button]:
     """The fields of `Studio.draw`, in its order."""
     fields: dict[str, Any] = {"prompt": _prompt("prompt")}
-    fields["negative"] = gr.Textbox(label="Keep away from · 反向提示词", max_length=MAX_TEXT, elem_id="negative")
+    fields["negative"] = gr.Textbox(label="Negative prompt · 反向提示词", max_length=MAX_TEXT, elem_id="negative")
     button = gr.Button("Draw · 绘制", variant="primary", elem_id="draw")
     with gr.Row():
         fields["size"] = gr.Dropdown(list(spec.sizes), value=spec.default_size, label="Size · 尺寸", elem_id="size")

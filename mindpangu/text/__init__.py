@@ -1,1 +1,1 @@
-"""Floor 0: tokenizers of the two text towers."""
+"""Tokenizers of the two text encoders."""

@@ -1,7 +1,7 @@
-"""The tokenizers of PanGu-Draw's two text towers, on the `tokenizers` library.
+"""The tokenizers of PanGu-Draw's two text encoders, on the `tokenizers` library.
 
-Tower A: BERT WordPiece as in Chinese-CLIP: CJK characters split, lower case, accents stripped, [CLS] … [SEP], zero
-padded. Tower B: byte-level BPE as in CLIP: <|startoftext|> … <|endoftext|>, zero padded as in OpenCLIP.
+The first takes BERT WordPiece as in Chinese-CLIP: CJK characters split, lower case, accents stripped, [CLS] … [SEP],
+zero padded. The second takes byte-level BPE as in CLIP: <|startoftext|> … <|endoftext|>, zero padded as in OpenCLIP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ START_B, END_B = "<|startoftext|>", "<|endoftext|>"
 
 
 class TextTokenizer:
-    """Turns prompts into ids of a fixed length for one tower."""
+    """Turns prompts into ids of a fixed length for one encoder."""
 
     def __init__(self, tokenizer: Tokenizer, context_length: int, pad_id: int = 0) -> None:
         self.tokenizer, self.context_length, self.pad_id = tokenizer, context_length, pad_id

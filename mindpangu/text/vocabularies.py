@@ -1,4 +1,4 @@
-"""The tokenizers of other people's text towers: CLIP's byte pairs, which we ship, and BERT's, from the user's own file.
+"""Tokenizers of other people's text encoders: CLIP's byte pairs, which we ship, and BERT's, from the user's own file.
 
 `clip_merges.txt.gz`: the 48,894 merges of OpenAI's CLIP (MIT License, see NOTICE), one a line, best first.
 """

@@ -11,6 +11,7 @@ from mindpangu.errors import UserError, nearest
 
 ZOO = Path(__file__).parent
 DESCRIPTION = "model.json"  # a PipelineSpec
+OLD_KEYS = {"towers": "text_encoders", "told": "added_cond"}  # of model folders made before 0.2
 # What may lie in a model's folder, or in one below, beside the model itself.
 EXTRAS = ("controlnet", "bridge", "vocabulary")
 
@@ -50,18 +51,18 @@ def description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a model description ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, not an object")
-    return values
+    return {OLD_KEYS.get(key, key): value for key, value in values.items()}
 
 
-def tokenizer_of(tower: str) -> str:
+def tokenizer_of(encoder: str) -> str:
     """text_a -> tokenizer_a.json."""
-    return tower.replace("text", "tokenizer") + ".json"
+    return encoder.replace("text", "tokenizer") + ".json"
 
 
 def checkpoints(folder: Path) -> list[str]:
     """Names of the checkpoints that make up a model. Raises: UserError."""
     described = description(folder)
-    return ["vae", *described.get("towers", []), *described.get("experts", [])]
+    return ["vae", *described.get("text_encoders", []), *described.get("experts", [])]
 
 
 def check(folder: Path) -> None:
@@ -74,9 +75,9 @@ def check(folder: Path) -> None:
         verify(folder / f"{name}.safetensors")
     for extra in sorted(path for path in folder.rglob("*.safetensors") if path.stem in EXTRAS):
         verify(extra)
-    for tower in description(folder).get("towers", []):
-        if not (folder / tokenizer_of(tower)).is_file():
-            raise UserError(f"{folder / tokenizer_of(tower)}: no such file; the model folder is not whole")
+    for encoder in description(folder).get("text_encoders", []):
+        if not (folder / tokenizer_of(encoder)).is_file():
+            raise UserError(f"{folder / tokenizer_of(encoder)}: no such file; the model folder is not whole")
 
 
 def fingerprint(folder: Path) -> str:

@@ -60,8 +60,8 @@ def test_a_model_with_chinese_clips_tower_goes_to_diffusers_and_back(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     spec = narrow("sd15")
-    tower = TextSpec(len(vocabulary()), 3, spec.texts["text_a"].width, 2, 2, "gelu", "bert", 20, 8)
-    spec = replace(spec, texts={"text_a": tower})
+    encoder = TextSpec(len(vocabulary()), 3, spec.texts["text_a"].width, 2, 2, "gelu", "bert", 20, 8)
+    spec = replace(spec, texts={"text_a": encoder})
     build(spec, tmp_path / "ours", bert_wordpiece(tmp_path / "vocab.txt"))
     (tmp_path / "narrow.yaml").write_text(yaml.safe_dump(dump(spec)), encoding="utf-8")
     done = mindpangu("convert", str(tmp_path / "ours"), "--to", "diffusers", "--out", str(tmp_path / "theirs"))

@@ -107,7 +107,7 @@ def test_the_folder_loads_as_a_model(spec, released, tmp_path):
     assert load_model_spec(tmp_path) == spec.pipeline
     structure, _ = load_unets([tmp_path / "structure.safetensors", tmp_path / "texture.safetensors"])
     load_vae(tmp_path / "vae.safetensors")
-    load_conditioner(tmp_path, spec.pipeline.towers, spec.pipeline.size_dim)
+    load_conditioner(tmp_path, spec.pipeline.text_encoders, spec.pipeline.size_dim)
     ours = structure._stored
     for name, value in part_of(contents["high"], "structure", ours).items():
         np.testing.assert_array_equal(ours[name], value.astype(np.float16))

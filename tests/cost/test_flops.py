@@ -68,10 +68,10 @@ def test_parameters_are_those_of_the_decoder(spec):
 
 
 def test_parameters_are_those_of_the_text_tower():
-    from mindpangu.models.clip import text_tower
+    from mindpangu.models.clip import text_encoder
 
     spec = TextSpec(50, 2, 16, 2, 2, "gelu", "penultimate", 12, 8)
-    everything = sum(int(np.prod(p.shape)) for p in text_tower(spec).trainable_params())
+    everything = sum(int(np.prod(p.shape)) for p in text_encoder(spec).trainable_params())
     tables = (spec.vocab_size + spec.context_length) * spec.width
     assert sum(layer.parameters for layer in text_layers(spec, 1)) == everything - tables
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindpangu.diffusion import SAMPLERS, NoiseSchedule, ScheduleSpec, uniform_sigmas
-from mindpangu.diffusion.coop import Coop, Latents, Stage, stages, walk
+from mindpangu.diffusion.coop import Coop, Latents, Stage, sample, stages
 
 SCHEDULE = NoiseSchedule(ScheduleSpec())
 SIGMAS = uniform_sigmas(SCHEDULE, 12)
@@ -43,7 +43,7 @@ def test_a_member_that_is_asked_alone_draws_what_it_draws_alone(sampler):
     members = [gaussian(1.0, 0.5), gaussian(-2.0, 0.3)]
     for output in (0, 1):
         coop = Coop(members, {}, constant(np.eye(2)))
-        drawn = walk(sampler, coop, SIGMAS, output, noise)
+        drawn = sample(sampler, coop, SIGMAS, output, noise)
         np.testing.assert_allclose(drawn, alone(members[output], sampler, output), atol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_a_member_that_is_asked_alone_draws_what_it_draws_alone(sampler):
 def test_two_equal_members_in_one_space_with_one_noise_are_one(d):
     member = gaussian(0.7, 0.5)
     coop = Coop([member, member], {(0, 1): lambda x: x, (1, 0): lambda x: x}, constant([[1 - d, d], [d, 1 - d]]))
-    drawn = walk(SAMPLERS["euler"], coop, SIGMAS, 0, lambda i, draw: noise(0, draw))
+    drawn = sample(SAMPLERS["euler"], coop, SIGMAS, 0, lambda i, draw: noise(0, draw))
     np.testing.assert_allclose(drawn, alone(member, SAMPLERS["euler"]), atol=1e-9)
 
 
@@ -61,7 +61,7 @@ def test_point_masses_are_mixed_by_their_weights():
     bridges = {(0, 1): lambda x: 2 * x, (1, 0): lambda x: x / 2}
     table = [[0.75, 0.25], [0.4, 0.6]]
     for output, expected in ((0, 0.75 * 1 + 0.25 * 3), (1, 0.4 * 2 + 0.6 * 6)):
-        drawn = walk(SAMPLERS["dpmpp_2m"], Coop(members, bridges, constant(table)), SIGMAS, output, noise)
+        drawn = sample(SAMPLERS["dpmpp_2m"], Coop(members, bridges, constant(table)), SIGMAS, output, noise)
         np.testing.assert_allclose(drawn, expected, atol=1e-9)
 
 
@@ -103,7 +103,7 @@ def test_sub_module_1_as_printed(d):
     bridges = {(j, i): lambda x, j=j, i=i: encode[i](decode[j](x)) for j, i in ((0, 1), (1, 0))}
     for output in (0, 1):
         coop = Coop(members, bridges, constant([[1 - d, d], [d, 1 - d]]))
-        drawn = walk(SAMPLERS["ddim"], coop, SIGMAS, output, lambda i, draw: noise(0, draw))
+        drawn = sample(SAMPLERS["ddim"], coop, SIGMAS, output, lambda i, draw: noise(0, draw))
         np.testing.assert_allclose(drawn, printed[output], atol=1e-5)
 
 
@@ -131,7 +131,7 @@ def test_sub_module_2_as_printed():
         return denoise
 
     coop = Coop([counted(0, low), counted(1, high)], bridges, weights)
-    drawn = walk(SAMPLERS["euler"], coop, SIGMAS, 1, drawn_noise)
+    drawn = sample(SAMPLERS["euler"], coop, SIGMAS, 1, drawn_noise)
     assert calls == [k + 1, len(SIGMAS) - 1 - k]
     x = drawn_noise(0, 0) * np.sqrt(1 + SIGMAS[0] ** 2)
     x = SAMPLERS["euler"](lambda x, s: low(x, s, ()), x, SIGMAS[: k + 1])
@@ -152,7 +152,7 @@ def test_no_member_is_drawn_in_vain():
         calls.append(1)
         return gaussian(0.0, 1.0)(x, sigma, cond)
 
-    walk(SAMPLERS["euler"], Coop([guest, gaussian(1.0, 0.5)], {(0, 1): lambda x: x}, fading), SIGMAS, 1, noise)
+    sample(SAMPLERS["euler"], Coop([guest, gaussian(1.0, 0.5)], {(0, 1): lambda x: x}, fading), SIGMAS, 1, noise)
     assert len(calls) == 4
 
 
@@ -160,7 +160,7 @@ def test_the_callback_counts_through_the_stages():
     weights = lambda sigma: np.array([[1.0, 0.0], [1.0, 0.0] if sigma > SIGMAS[3] else [0.0, 1.0]])  # noqa: E731
     seen = []
     coop = Coop([gaussian(0.0, 1.0), gaussian(1.0, 0.5)], {(0, 1): lambda x: x}, weights)
-    walk(SAMPLERS["euler"], coop, SIGMAS, 1, noise, lambda state: seen.append((state["step"], state["steps"])))
+    sample(SAMPLERS["euler"], coop, SIGMAS, 1, noise, lambda state: seen.append((state["step"], state["steps"])))
     assert seen == [(k, len(SIGMAS) - 1) for k in range(len(SIGMAS) - 1)]
 
 

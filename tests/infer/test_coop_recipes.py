@@ -194,7 +194,7 @@ def test_windows_draw_larger_than_the_model_knows(model_folder, uncompiled):
 
 def test_a_pixel_model_is_refused_by_name(tmp_path):
     (tmp_path / "pixels").mkdir()
-    (tmp_path / "pixels" / "model.json").write_text('{"towers": [], "experts": {"unet": 0}}', encoding="utf-8")
+    (tmp_path / "pixels" / "model.json").write_text('{"text_encoders": [], "experts": {"unet": 0}}', encoding="utf-8")
     values = {"members": {"a": {"model": str(tmp_path / "pixels")}}, "output": "a", "weights": {}}
     with pytest.raises(UserError, match=r"pixels' has no autoencoder .* only latent models draw together"):
         CoopDraw(parse(values, CoopConfig, "test"))

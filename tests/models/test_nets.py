@@ -11,7 +11,7 @@ from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 runtime.start("CPU")
 from mindspore import Tensor  # noqa: E402
 
-from mindpangu.models.clip import at_end, text_tower  # noqa: E402
+from mindpangu.models.clip import at_end, text_encoder  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import UNet  # noqa: E402
 from mindpangu.models.vae import AutoencoderKL  # noqa: E402
@@ -71,11 +71,11 @@ def test_vae_shapes_and_latent_scaling():
 @pytest.mark.parametrize("output", ["last", "penultimate"])
 def test_text_towers_look_back_only(output):
     projection = 6 if output == "penultimate" else None
-    tower = text_tower(TextSpec(50, 3, 16, 2, 2, "quick_gelu", output, 8, projection))
+    encoder = text_encoder(TextSpec(50, 3, 16, 2, 2, "quick_gelu", output, 8, projection))
     ids = np.array([[1, 9, 8, 3, 0, 0, 0, 0]], np.int32)
     changed = ids.copy()
     changed[0, 2] = 30
-    (a, pooled_a), (b, pooled_b) = tower(Tensor(ids)), tower(Tensor(changed))
+    (a, pooled_a), (b, pooled_b) = encoder(Tensor(ids)), encoder(Tensor(changed))
     np.testing.assert_allclose(a.asnumpy()[:, :2], b.asnumpy()[:, :2], atol=1e-6)
     assert np.abs(a.asnumpy()[:, 2:] - b.asnumpy()[:, 2:]).max() > 1e-4
     assert pooled_a.shape == (1, projection or 16)

@@ -46,7 +46,7 @@ WIDTHS = {"text_a": 32, "text_b": 48}
 def narrow(family: str) -> ModelSpec:
     """The family's model with few channels and layers, and all of its structure."""
     spec = find_spec(family)
-    told = {"none": 0, "sdxl": 6, "refiner": 5}[spec.pipeline.told]
+    added_cond = {"none": 0, "sdxl": 6, "refiner": 5}[spec.pipeline.added_cond]
     texts = {
         name: replace(text, width=WIDTHS[name], heads=2, layers=3, projection_dim=text.projection_dim and PROJECTION)
         for name, text in spec.texts.items()
@@ -60,10 +60,10 @@ def narrow(family: str) -> ModelSpec:
         middle_depth=unet.middle_depth and min(2, unet.middle_depth),
         head_dim=8 if unet.head_dim else 0,
         context_dim=sum(text.width for text in texts.values()),
-        vector_dim=told and PROJECTION + told * SIZE_DIM,
+        vector_dim=added_cond and PROJECTION + added_cond * SIZE_DIM,
     )
     pipeline = replace(
-        spec.pipeline, size_dim=told and SIZE_DIM, default_size=f"{SIZE}x{SIZE}", sizes={f"{SIZE}x{SIZE}": 0}
+        spec.pipeline, size_dim=added_cond and SIZE_DIM, default_size=f"{SIZE}x{SIZE}", sizes={f"{SIZE}x{SIZE}": 0}
     )
     return replace(
         spec, pipeline=pipeline, unets={"unet": unet}, texts=texts, vae=replace(spec.vae, channels=8, norm_groups=8)
@@ -71,7 +71,7 @@ def narrow(family: str) -> ModelSpec:
 
 
 def build(spec: ModelSpec, out: Path, tokenizer: Optional[Tokenizer] = None) -> None:
-    """A model folder whose weights are functions of diffusers' names; `tokenizer`: its towers', or CLIP's."""
+    """A model folder whose weights are functions of diffusers' names; `tokenizer`: its text encoders', or CLIP's."""
     shapes = parts(spec)
     places = diffusers_places(spec, shapes)
 
@@ -90,14 +90,14 @@ def single_file(folder: Path, path: Path) -> None:
         "text_a": "cond_stage_model.model."
         if open_clip_a
         else "cond_stage_model.transformer.text_model."
-        if spec.pipeline.told == "none"
+        if spec.pipeline.added_cond == "none"
         else "conditioner.embedders.0.transformer.text_model.",
         "text_b": "conditioner.embedders.1.model." if "text_a" in spec.texts else "conditioner.embedders.0.model.",
     }
     for part in spec.parts:
         weights = load_tensors(folder / f"{part}.safetensors")
         if part in spec.texts:
-            places = ldm.tower_places(weights, [prefixes[part] + "."])
+            places = ldm.text_encoder_places(weights, [prefixes[part] + "."])
         else:
             places = ldm.net_places(ldm.VAE if part == "vae" else ldm.UNET, weights)
         tensors.update(_joined(places, weights))
@@ -154,12 +154,12 @@ def draw_controlled(theirs: Path, spec: ModelSpec, family: str) -> np.ndarray:
     import diffusers
     import torch
 
-    config = unet_config(asdict(spec.unets["unet"]), spec.pipeline.told, SIZE_DIM)
+    config = unet_config(asdict(spec.unets["unet"]), spec.pipeline.added_cond, SIZE_DIM)
     unused = ("out_channels", "up_block_types")
     options = {key: value for key, value in config.items() if key not in unused}
     net = diffusers.ControlNetModel.from_config({**options, "_class_name": "ControlNetModel"})
     net.load_state_dict({name: torch.from_numpy(value) for name, value in control_tensors(spec).items()})
-    xl = "XL" if spec.pipeline.told == "sdxl" else ""
+    xl = "XL" if spec.pipeline.added_cond == "sdxl" else ""
     pipeline = getattr(diffusers, f"StableDiffusion{xl}ControlNetPipeline").from_pretrained(theirs, controlnet=net)
     picture = torch.from_numpy(source_picture()).permute(2, 0, 1)[None].float() / 255
     strength, start, end = CONTROL
@@ -174,7 +174,7 @@ def draw_controlled(theirs: Path, spec: ModelSpec, family: str) -> np.ndarray:
 
 
 def lora_tensors(spec: ModelSpec, form: str) -> dict[str, np.ndarray]:
-    """A LoRA of a model in a file's form: "kohya" with alpha, or "peft" with a convolution, on UNet and towers."""
+    """A LoRA of a model in a file's form: "kohya" with alpha, or "peft" with a convolution, on UNet and encoders."""
     shapes = parts(spec)
     places, tensors, rank = diffusers_places(spec, shapes), {}, 4
     prefixes = {

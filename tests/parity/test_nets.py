@@ -14,7 +14,7 @@ from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E4
 from mindpangu.checkpoint.diffusers import unet_places, vae_places  # noqa: E402
 from mindpangu.checkpoint.name_map import whole  # noqa: E402
 from mindpangu.checkpoint.transformers import places_of, torch_name  # noqa: E402
-from mindpangu.models.clip import text_tower  # noqa: E402
+from mindpangu.models.clip import text_encoder  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import TransformerBlock, UNet  # noqa: E402
 from mindpangu.models.vae import AutoencoderKL, Middle  # noqa: E402
@@ -86,7 +86,7 @@ def test_vae(family):
 @pytest.mark.parametrize("family", sorted(TEXTS))
 def test_text_tower(family):
     spec = TEXTS[family]
-    net = text_tower(spec).set_train(False)
+    net = text_encoder(spec).set_train(False)
     of_ours(net, places_of(spec.output)([p.name for p in net.get_parameters()]))
     features, pooled = net(Tensor(text_ids(spec)))
     assert error(features, f"text.{family}.features") <= TOLERANCE

@@ -128,14 +128,16 @@ def test_loras_move_the_pictures_as_diffusers_does(folders, family, tmp_path, mo
     of_text = {name: value for name, value in lora_tensors(folders[family][0], "peft").items() if "text" in name}
     save_tensors(tmp_path / "text.safetensors", of_text)
     model.set_loras([(tmp_path / "text.safetensors", LORAS["peft"])])
-    assert np.abs(draw().astype(np.float64) - without).max() > 4 * LEVEL  # so the pictures above judge the towers too
+    assert (
+        np.abs(draw().astype(np.float64) - without).max() > 4 * LEVEL
+    )  # so the pictures above judge the text encoders too
     model.set_loras([])
     np.testing.assert_array_equal(draw(), without)
 
 
 @pytest.mark.parametrize("family", WITH_LORA)
 def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypatch, uncompiled):
-    """At a strength, for a part of the walk; from its release's names and from diffusers' folder."""
+    """At a strength, for a part of the steps; from its release's names and from diffusers' folder."""
     monkeypatch.setenv(runtime.CPU_OPERATORS, "fp32")
     from mindpangu.convert.stable_diffusion import convert_controlnet
     from mindpangu.infer.control import Control
@@ -254,7 +256,7 @@ def test_what_does_not_fit_is_named(folders, tmp_path):
     ):
         convert(path, spec, tmp_path / "out")
     save_tensors(path, {name: value for name, value in tensors.items() if not name.startswith("cond_stage")})
-    with pytest.raises(UserError, match="holds no text tower"):
+    with pytest.raises(UserError, match="holds no text encoder"):
         convert(path, spec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -69,8 +69,11 @@ def test_latents_and_features_are_those_of_the_parts(runs, shards, encoded):
     from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 
     vae = load_vae(runs / "vae" / "vae.safetensors")
-    towers = ("text_a", "text_b")
-    conditioner, tokenizers = load_conditioner(runs / "clip", towers, 8), load_tokenizers(runs / "clip", towers)
+    text_encoders = ("text_a", "text_b")
+    conditioner, tokenizers = (
+        load_conditioner(runs / "clip", text_encoders, 8),
+        load_tokenizers(runs / "clip", text_encoders),
+    )
     shard, tensors = Shard(shards / "00001.tar"), load_tensors(encoded / "00001.safetensors")
     seen = dict.fromkeys(SIZES, 0)
     for entry in shard.entries:
@@ -163,7 +166,7 @@ def test_a_generator_trains_on_it_and_a_resumed_run_is_bit_equal(runs, encoded, 
 
 
 def test_the_loss_is_that_of_the_words_themselves(runs, encoded, tmp_path):
-    """Features from the file against towers in the graph, for the same captions."""
+    """Features from the file against text encoders in the graph, for the same captions."""
     from mindspore import Tensor
 
     from mindpangu.models.loading import load_conditioner, load_tokenizers

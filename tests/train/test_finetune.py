@@ -109,7 +109,7 @@ def test_generate_takes_the_file_and_says_so(tuned, model_folder):
 
 @pytest.fixture(scope="module")
 def told(runs, tmp_path_factory):
-    """The same with text towers that learn too, on encoded data; and a LoRA of the net beside it."""
+    """The same with text encoders that learn too, on encoded data; and a LoRA of the net beside it."""
     from mindpangu.data import pack
     from mindpangu.data.examples import DataConfig, Examples
     from mindpangu.data.shards import find
@@ -130,20 +130,20 @@ def told(runs, tmp_path_factory):
 
     with without_graphs():
         encode(find(str(folder / "shards" / "*.tar")), config, folder / "encoded", lambda count: None)
-        tune("both", 20, {"rank": 2, "modules": "all", "expert": "structure", "towers": True})
+        tune("both", 20, {"rank": 2, "modules": "all", "expert": "structure", "text_encoders": True})
         tune("beside", 4, {"rank": 2, "expert": "texture", "beside": str(folder / "both" / "lora.safetensors")})
     return folder
 
 
 def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folder, uncompiled, monkeypatch):
-    """What the adapted towers say is what the model's say with the file merged; the other net learned beside it."""
+    """What the adapted encoders say is what the model's say with the file merged; the other net learned beside it."""
     from mindspore import Tensor, mutable
 
     from mindpangu.checkpoint.store import load_into, save_tensors
     from mindpangu.infer.pipeline import PanGuDraw
-    from mindpangu.models.adapters import TOWER_LAYERS, adapt, tower_file
+    from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from mindpangu.models.loading import load_conditioner
-    from mindpangu.train.diffusion import TOWERS, tower_specs
+    from mindpangu.train.diffusion import TEXT_ENCODERS, text_encoder_specs
 
     monkeypatch.setenv("MINDPANGU_CPU_OPS", "fp32")
     learned = load_tensors(told / "both" / "lora.safetensors")
@@ -156,21 +156,29 @@ def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folde
     assert any(name.endswith("text_model.encoder.layers.0.self_attn.k_proj.lora_B.weight") for name in learned)
     assert {name.split(".")[0] for name in load_tensors(told / "beside" / "lora.safetensors")} == {"unet"}
 
-    towers, rng = load_conditioner(runs / "clip", TOWERS, 8), np.random.default_rng(0)
-    adapt(towers, TOWER_LAYERS, 2, 4.0, "all")
-    made_up = {p.name: (0.3 * rng.standard_normal(p.shape)).astype(np.float32) for p in towers.trainable_params()}
-    load_into(towers.trainable_params(), made_up, "made up")
+    text_encoders, rng = load_conditioner(runs / "clip", TEXT_ENCODERS, 8), np.random.default_rng(0)
+    adapt(text_encoders, TEXT_ENCODER_LAYERS, 2, 4.0, "all")
+    made_up = {
+        p.name: (0.3 * rng.standard_normal(p.shape)).astype(np.float32) for p in text_encoders.trainable_params()
+    }
+    load_into(text_encoders.trainable_params(), made_up, "made up")
     file = {}
-    for i, (spec, part) in enumerate(zip(tower_specs(runs / "clip").values(), ("text_encoder", "text_encoder_2"))):
-        own = {name[len(f"towers.{i}.") :]: value for name, value in made_up.items() if name.startswith(f"towers.{i}.")}
-        file.update(tower_file(spec, own, 2.0, part))
+    for i, (spec, part) in enumerate(
+        zip(text_encoder_specs(runs / "clip").values(), ("text_encoder", "text_encoder_2"))
+    ):
+        own = {
+            name[len(f"text_encoders.{i}.") :]: value
+            for name, value in made_up.items()
+            if name.startswith(f"text_encoders.{i}.")
+        }
+        file.update(text_encoder_file(spec, own, 2.0, part))
     save_tensors(told / "made_up.safetensors", file)
     model = PanGuDraw.from_pretrained(str(model_folder))
     ids = mutable(tuple(Tensor(tokenizer(["a red bus", "一只狐狸"])) for tokenizer in model.tokenizers))
     numbers = Tensor(np.zeros((2, 1), np.float32))
     plain = [one.asnumpy() for one in model.conditioner(ids, numbers)]
     model.set_loras([(told / "made_up.safetensors", 1.0)])
-    for merged, adapted, before in zip(model.conditioner(ids, numbers), towers(ids, numbers), plain):
+    for merged, adapted, before in zip(model.conditioner(ids, numbers), text_encoders(ids, numbers), plain):
         np.testing.assert_allclose(merged.asnumpy(), adapted.asnumpy(), atol=1e-4)
         assert np.abs(merged.asnumpy() - before).max() > 1e-2
 
@@ -182,11 +190,13 @@ def test_towers_cannot_learn_from_features_alone(runs, told, tmp_path):
     for path in (told / "encoded").glob("*.safetensors"):
         tensors = {name: value for name, value in load_tensors(path).items() if ".ids." not in name}
         save_checkpoint(tmp_path / path.name, tensors, read_card(path))
-    config = tuning(runs, tmp_path / "out", {"rank": 2, "towers": True})
+    config = tuning(runs, tmp_path / "out", {"rank": 2, "text_encoders": True})
     task = replace(config.diffusion, encoded=tmp_path, scenes=0)
-    with pytest.raises(UserError, match="holds features alone, and towers that learn need words; encode it again"):
+    with pytest.raises(
+        UserError, match="holds features alone, and text encoders that learn need words; encode it again"
+    ):
         TrainEncoded(replace(config, data=None, diffusion=task))
-    with pytest.raises(UserError, match="has no updates of text towers"):
+    with pytest.raises(UserError, match="has no updates of text encoders"):
         lora = replace(config.diffusion.lora, beside=told / "beside" / "lora.safetensors")
         TrainEncoded(replace(config, data=None, diffusion=replace(task, lora=lora)))
 
@@ -237,17 +247,19 @@ def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
 
 
 def test_the_towers_names_are_those_that_diffusers_has_read():
-    """Of SDXL's two towers, the second one's queries, keys and values packed in ours."""
-    from mindpangu.models.adapters import TOWER_LAYERS, adapt, tower_file
-    from mindpangu.models.clip import text_tower
-    from mindpangu.models.naming import TOWERS
+    """Of SDXL's two text encoders, the second one's queries, keys and values packed in ours."""
+    from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
+    from mindpangu.models.clip import text_encoder
+    from mindpangu.models.naming import TEXT_ENCODERS
     from tests.parity.golden_pipelines import lora_tensors, narrow
 
     spec, file = narrow("sdxl"), {}
     for name, text in spec.texts.items():
-        tower = text_tower(text)
-        adapt(tower, TOWER_LAYERS, 4, 4.0, "all")
-        file.update(tower_file(text, {p.name: p.asnumpy() for p in tower.trainable_params()}, 1.0, TOWERS[name]))
+        encoder = text_encoder(text)
+        adapt(encoder, TEXT_ENCODER_LAYERS, 4, 4.0, "all")
+        file.update(
+            text_encoder_file(text, {p.name: p.asnumpy() for p in encoder.trainable_params()}, 1.0, TEXT_ENCODERS[name])
+        )
     read = {k: v.shape for k, v in lora_tensors(spec, "peft").items() if k.startswith("text_encoder")}
     assert {name.partition(".")[0] for name in read} == {"text_encoder", "text_encoder_2"}
     assert {name: file[name].shape for name in read} == read

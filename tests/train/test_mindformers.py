@@ -13,7 +13,7 @@ import yaml
 from mindpangu import runtime
 from tests.tiny import training
 
-ROOM = Path(__file__).parents[2] / "train"
+FOLDER = Path(__file__).parents[2] / "train"
 
 
 @pytest.fixture()
@@ -27,7 +27,7 @@ def built(runs, tmp_path, monkeypatch):
     from mindformers.dataset import build_dataset
     from mindformers.models import build_network
 
-    monkeypatch.setenv("REGISTER_PATH", str(ROOM))
+    monkeypatch.setenv("REGISTER_PATH", str(FOLDER))
     values = training("structure", runs, output_dir=str(tmp_path / "out"))
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     text = (Path(__file__).parents[2] / "configs" / "train" / "mindformers.yaml").read_text(encoding="utf-8")
