@@ -63,12 +63,12 @@ RELATIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "bottom": ("{0}在{1}下面", "{0}在{1}的下方"),
     },
 }
-NUMBERS = {
+NUMBERS: dict[str, dict[int, tuple[str, ...]]] = {
     "en": {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4"), 5: ("five", "5"), 6: ("six", "6")},
     "zh": {2: ("两", "2", "二"), 3: ("三", "3"), 4: ("四", "4"), 5: ("五", "5"), 6: ("六", "6")},
 }
 SEVERAL = {"en": ("some", "several", "a few"), "zh": ("几", "好几")}
-SIZE_WORDS = {
+SIZE_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {"small": ("small", "tiny"), "big": ("big", "large", "huge")},
     "zh": {"small": ("很小的", "小小的", "小号的"), "big": ("很大的", "巨大的", "大号的")},
 }
@@ -99,10 +99,13 @@ AFTER = {
         在森林里,在跳舞,在睡觉,在吃东西,在等人,做头像,做海报,当礼物,真可爱,真不错,来了,回家,谢谢,哈哈,拜托了,好不好,多少钱,
         怎么样,一起玩,在桌子上,在盒子里,在街上,在雨里,送给爷爷,送给朋友,今天,现在就要,越快越好,像动画片里一样,大家都知道""",
 }
-ASIDES_BEFORE, ASIDES_AFTER = (
-    {language: tuple(one.strip() for one in text.split(",")) for language, text in table.items()}
-    for table in (BEFORE, AFTER)
-)
+
+
+def _listed(table: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    return {language: tuple(one.strip() for one in text.split(",")) for language, text in table.items()}
+
+
+ASIDES_BEFORE, ASIDES_AFTER = _listed(BEFORE), _listed(AFTER)
 PARTS = {
     "en": ("with {} parts", "with some {}", "with {} on it", "that is partly {}"),
     "zh": ("带{}的", "有一些{}的", "有{}部分的"),
@@ -274,9 +277,9 @@ def spoken(nouns: Iterable[Noun], tags: Iterable[str]) -> Iterator[str]:
     for style in STYLES.values():
         yield from (*style.words_en, *style.words_zh)
     for language in LANGUAGES:
-        for table in (PLACE_WORDS, RELATIONS, NUMBERS, SIZE_WORDS):
-            for phrases in table[language].values():
-                yield from phrases
+        for table in (PLACE_WORDS[language], RELATIONS[language], NUMBERS[language], SIZE_WORDS[language]):
+            for words in table.values():
+                yield from words
         for phrases in (SEVERAL, OPINIONS, ASIDES_BEFORE, ASIDES_AFTER, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
             yield from (f" {phrase}." for phrase in phrases[language])
 
@@ -400,7 +403,8 @@ class _Wording:
     def name(self, thing: Thing, plural: bool) -> str:
         """What the thing is called this time."""
         noun, chosen = self.captions.nouns[thing.picture], self.rng.random()
-        language, names = self.language, (noun.name[self.language],)
+        language = self.language
+        names: tuple[str, ...] = (noun.name[language],)
         if not self.plain and chosen < EMOJI_SHARE:
             return noun.emoji
         if not self.plain and chosen < EMOJI_SHARE + OTHER_LANGUAGE_SHARE:

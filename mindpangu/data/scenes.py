@@ -50,7 +50,8 @@ ROWS_OF_THREE = {"left": (1 / 6, 0.5), "middle": (0.5, 0.5), "right": (5 / 6, 0.
 COLUMNS_OF_THREE = {"top": (0.5, 1 / 6), "middle": (0.5, 0.5), "bottom": (0.5, 5 / 6)}
 
 
-class Thing(NamedTuple):
+@dataclass(frozen=True)
+class Thing:
     """`count` copies (a key of ARRANGEMENTS) of picture number `picture`, at `place` (a key of CENTRES).
 
     `size` is a key of SIZES.

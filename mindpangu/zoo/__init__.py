@@ -51,7 +51,7 @@ def description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a model description ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, not an object")
-    return {OLD_KEYS.get(key, key): value for key, value in values.items()}
+    return {str(OLD_KEYS.get(key, key)): value for key, value in values.items()}
 
 
 def tokenizer_of(encoder: str) -> str:
