@@ -59,12 +59,12 @@ data: $(VENV)/dev
 
 # Reproduces the shipped checkpoints from nothing; each part resumes where it stopped. Hours on two cores.
 zoo: data
-	for part in vae_crops vae clip pretrain structure texture structure_focus texture_focus structure_scenes texture_scenes structure_longer \
-		line_vae line_base line_control bridge_to_text bridge_to_line; do \
+	$(PIP) -e '.[zoo]'
+	for part in vae_crops vae clip common structure texture line_vae line_base line_control bridge_to_text bridge_to_line; do \
 		$(BIN)/mindpangu train --config configs/zoo/$$part.yaml || exit; done
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/model.yaml --out mindpangu/zoo/emoji-128 \
 		--part vae=runs/zoo/vae/vae --part text_a=runs/zoo/clip/text_a --part text_b=runs/zoo/clip/text_b \
-		--part structure=runs/zoo/structure_longer/unet --part texture=runs/zoo/texture_scenes/unet
+		--part structure=runs/zoo/structure/unet --part texture=runs/zoo/texture/unet
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/line_model.yaml --out mindpangu/zoo/openmoji-line \
 		--part vae=runs/zoo/line_vae/vae --part unet=runs/zoo/line_base/unet \
 		--part controlnet=runs/zoo/line_control/controlnet \
