@@ -1,7 +1,8 @@
 """Strict configuration: a YAML file becomes a frozen dataclass, or one line says why not.
 
 An unknown key, a wrong type or a missing value is a `UserError` that names the file, the key, what was found, what is
-allowed and, for a mistyped key, the nearest known one. `--set a.b=c` overrides go through the same checks.
+allowed and, for a mistyped key, the nearest known one. `--set a.b=c` overrides go through the same checks. A file may
+build on another one: `base: common.yaml`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -18,6 +20,7 @@ import yaml
 from mindpangu.errors import UserError, nearest
 
 T = TypeVar("T")
+BASE = "base"  # the key of a file that names another one, on which it builds
 _UNIONS = (Union, getattr(types, "UnionType", Union))
 
 
@@ -42,17 +45,47 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """The mapping in a YAML file laid over that of the file that its `base` names, if any, and the files read.
+
+    `base` is relative to the file. Mappings are merged key by key; anything else replaces what the base says.
+
+    Raises:
+        UserError: see `read_yaml`; or a file is its own base.
+    """
+    if path.resolve() in above:
+        raise UserError(f"{path}: is its own base, by way of {', '.join(one.name for one in above)}")
+    values = read_yaml(path)
+    base = values.pop(BASE, None)
+    if base is None:
+        return values, [path]
+    if not isinstance(base, str):
+        raise UserError(f"{path}: {BASE}: found {base!r}; the name of another YAML file is needed")
+    below, files = read_with_bases(path.parent / base, (*above, path.resolve()))
+    return merged(below, values), [path, *files]
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, mapping by mapping."""
+    found = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
 def load(path: Union[str, Path], cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Read `path` into the dataclass `cls`, after applying overrides such as "optimizer.weight_decay=0.1".
+    """Read `path`, and the files that it is based on, into the dataclass `cls`, after applying overrides such as
+    "optimizer.weight_decay=0.1".
 
     Raises:
         UserError: see the module's text; also when a `__post_init__` check of the dataclass raises ValueError.
     """
-    path = Path(path)
-    values = read_yaml(path)
+    values, files = read_with_bases(Path(path))
     for override in overrides:
         put(values, override)
-    return parse(values, cls, str(path))
+    where = str(path) if len(files) == 1 else f"{path} (based on {', '.join(str(one) for one in files[1:])})"
+    return parse(values, cls, where)
 
 
 def parse(values: Any, cls: type[T], where: str) -> T:
@@ -116,10 +149,13 @@ def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
     return _convert_scalar(value, kind, where, key)
 
 
+_hints = lru_cache(maxsize=None)(typing.get_type_hints)
+
+
 def _convert_dataclass(value: Any, kind: type, where: str, key: str) -> Any:
     if not isinstance(value, dict):
         raise _fail(where, key, f"found {value!r}; a mapping of keys is needed")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     inside = f"{key}." if key else ""
     for name in value:

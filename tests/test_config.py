@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindpangu.config import dump, load, parse
+from mindpangu.config import dump, load, parse, read_with_bases
 from mindpangu.errors import UserError
 
 
@@ -93,3 +93,28 @@ def test_every_shipped_recipe_is_valid(path):
     from mindpangu.infer.coop import CoopConfig
 
     load(path, CoopConfig)
+
+
+def test_a_file_builds_on_another_one(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "common.yaml").write_text("inner: {rate: 0.5, steps: [1, 2]}\nkind: bee\n")
+    (tmp_path / "own.yaml").write_text("base: below/common.yaml\ninner: {steps: [3]}\n")
+    values, files = read_with_bases(tmp_path / "own.yaml")
+    assert values == {"inner": {"rate": 0.5, "steps": [3]}, "kind": "bee"}
+    assert [one.name for one in files] == ["own.yaml", "common.yaml"]
+
+
+def test_a_base_that_is_none(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="is its own base"):
+        load(tmp_path / "a.yaml", Outer)
+    (tmp_path / "a.yaml").write_text("base: 3\n")
+    with pytest.raises(UserError, match="the name of another YAML file"):
+        load(tmp_path / "a.yaml", Outer)
+    (tmp_path / "a.yaml").write_text("base: c.yaml\n")
+    with pytest.raises(UserError, match=r"c\.yaml: no such file"):
+        load(tmp_path / "a.yaml", Outer)
+    (tmp_path / "c.yaml").write_text("no_such_key: 1\n")
+    with pytest.raises(UserError, match=r"a\.yaml \(based on .*c.yaml\).*no_such_key"):
+        load(tmp_path / "a.yaml", Outer)
