@@ -51,6 +51,11 @@ class UNetSpec:
                     + (f" and {'head_dim' if self.head_dim else 'heads'} {divisor}" if depth else "")
                 )
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each level."""
+        return tuple(self.model_channels * mult for mult in self.channel_mult)
+
     def heads_of(self, channels: int) -> int:
         """The number of attention heads where there are so many channels."""
         return self.heads or channels // self.head_dim

@@ -41,7 +41,7 @@ def unet_file(unet: UNet, learned: Mapping[str, np.ndarray], scale: float, exper
     """
     spec = unet.spec
     names = [p.name for p in unet.get_parameters() if not p.name.endswith((DOWN, UP))]
-    places = unet_places(names, len(spec.channel_mult), spec.num_res_blocks, spec.transformer_depth)
+    places = unet_places(names, spec)
     return _file(places, learned, scale, f"unet.{expert}." if expert else "unet.")
 
 

@@ -38,8 +38,7 @@ def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
     vector = vector_of(spec)
     places: Places = {"vae": vae_places(shapes["vae"], len(spec.vae.channel_mult))}
     for name, unet in spec.unets.items():
-        levels, blocks = len(unet.channel_mult), unet.num_res_blocks
-        places[name] = unet_places(shapes[name], levels, blocks, unet.transformer_depth, vector)
+        places[name] = unet_places(shapes[name], unet, vector)
     for name, text in spec.texts.items():
         places[name] = places_of(text.output)(shapes[name])
     return places
@@ -47,9 +46,7 @@ def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
 
 def controlnet_places(model: ModelSpec, spec: ControlNetSpec, shapes: Shapes) -> dict[str, Place]:
     """A ControlNet's parameters in diffusers' names."""
-    unet = spec.unet
-    levels, blocks = len(unet.channel_mult), unet.num_res_blocks
-    return unet_places(shapes, levels, blocks, unet.transformer_depth, vector_of(model), control=True)
+    return unet_places(shapes, spec.unet, vector_of(model), control=True)
 
 
 def ldm_places(spec: ModelSpec, shapes: Mapping[str, Shapes], found: TensorFiles) -> Places:

@@ -12,25 +12,17 @@ from typing import Optional
 from mindspore import Tensor, nn
 from mindspore import ops as mops
 
+from mindpangu.layout import DOWN, MIDDLE, UP, unet_layout
 from mindpangu.models.unet import UNet
 from mindpangu.spec import UNetSpec
 
-EMBEDDINGS, MIDDLE, OUT = "embeddings", "middle_block", "out"
-DOWN, UP = "input_blocks", "output_blocks"
+EMBEDDINGS, OUT = "embeddings", "out"
 
 
 def pieces(spec: UNetSpec) -> list[str]:
     """The names of a UNet's pieces, in the order in which they work."""
-    levels = len(spec.channel_mult)
-    down = 1 + levels * spec.num_res_blocks + levels - 1
-    up = levels * (spec.num_res_blocks + 1)
-    return [
-        EMBEDDINGS,
-        *(f"{DOWN}.{i}" for i in range(down)),
-        MIDDLE,
-        *(f"{UP}.{i}" for i in range(up)),
-        OUT,
-    ]
+    layout = unet_layout(spec)
+    return [EMBEDDINGS, *(block.name for block in (*layout.down, layout.middle, *layout.up)), OUT]
 
 
 def cells_of(unet: UNet, piece: str) -> list[nn.Cell]:

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
+from mindpangu.layout import UNetBlock, unet_layout
 from mindpangu.models.layers import (
     Conv2d,
     GroupNorm,
@@ -187,28 +188,24 @@ class UNetEncoder(nn.Cell):
         if self.has_vector:
             inner = nn.CellList([linear(spec.vector_dim, embedding), nn.Identity(), linear(embedding, embedding)])
             self.label_emb = nn.CellList([inner])
-        widths = [spec.model_channels * mult for mult in spec.channel_mult]
-        self.input_blocks, self.skip_channels = self._down(spec, widths, embedding)
-        self.middle_block = nn.CellList(self._block(spec, widths[-1], widths[-1], embedding, spec.depth_in_middle))
-        self.middle_block.append(ResBlock(widths[-1], widths[-1], embedding, spec.norm_groups))
+        layout = unet_layout(spec)
+        self.skip_channels = layout.skips
+        self.input_blocks = nn.CellList([self.cells_of_block(block, embedding) for block in layout.down])
+        self.middle_block = self.cells_of_block(layout.middle, embedding)
+        self.middle_block.append(ResBlock(layout.middle.outer, layout.middle.outer, embedding, spec.norm_groups))
 
-    @staticmethod
-    def _block(spec: UNetSpec, in_channels: int, out_channels: int, embedding: int, depth: int) -> list[nn.Cell]:
-        layers: list[nn.Cell] = [ResBlock(in_channels, out_channels, embedding, spec.norm_groups)]
-        return layers + ([SpatialTransformer(out_channels, depth, spec)] if depth else [])
-
-    def _down(self, spec: UNetSpec, widths: list[int], embedding: int) -> tuple[nn.CellList, list[int]]:
-        stages = [nn.CellList([PatchEmbed(spec.patch, spec.in_channels, widths[0])])]
-        skips, channels = [widths[0]], widths[0]
-        for level, width in enumerate(widths):
-            for _ in range(spec.num_res_blocks):
-                stages.append(nn.CellList(self._block(spec, channels, width, embedding, spec.transformer_depth[level])))
-                skips.append(width)
-                channels = width
-            if level < len(widths) - 1:
-                stages.append(nn.CellList([Downsample(width)]))
-                skips.append(width)
-        return nn.CellList(stages), skips
+    def cells_of_block(self, block: UNetBlock, embedding: int) -> nn.CellList:
+        """What stands under the name of a block."""
+        if block.kind == "embed":
+            return nn.CellList([PatchEmbed(self.spec.patch, block.inner, block.outer)])
+        if block.kind == "down":
+            return nn.CellList([Downsample(block.outer)])
+        layers: list[nn.Cell] = [ResBlock(block.inner, block.outer, embedding, self.spec.norm_groups)]
+        if block.depth:
+            layers.append(SpatialTransformer(block.outer, block.depth, self.spec))
+        if block.upsamples:
+            layers.append(Upsample(block.outer))
+        return nn.CellList(layers)
 
     @staticmethod
     def through(layers: nn.CellList, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> Tensor:
@@ -241,27 +238,15 @@ class UNet(UNetEncoder):
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec)
         self.shallow = spec.num_res_blocks + 1  # stages at full resolution, down as well as up
-        widths = [spec.model_channels * mult for mult in spec.channel_mult]
-        self.output_blocks = self._up(spec, widths, 4 * spec.model_channels, self.skip_channels)
+        layout, embedding = unet_layout(spec), 4 * spec.model_channels
+        self.output_blocks = nn.CellList([self.cells_of_block(block, embedding) for block in layout.up])
         self.out = nn.CellList(
             [
-                GroupNormSiLU(widths[0], spec.norm_groups, RES_EPS),
+                GroupNormSiLU(spec.widths[0], spec.norm_groups, RES_EPS),
                 nn.Identity(),
-                Unpatch(spec.patch, widths[0], spec.out_channels),
+                Unpatch(spec.patch, spec.widths[0], spec.out_channels),
             ]
         )
-
-    def _up(self, spec: UNetSpec, widths: list[int], embedding: int, skips: list[int]) -> nn.CellList:
-        stages, channels, skips = [], widths[-1], list(skips)
-        for level in reversed(range(len(widths))):
-            for i in range(spec.num_res_blocks + 1):
-                depth = spec.transformer_depth[level]
-                layers = self._block(spec, channels + skips.pop(), widths[level], embedding, depth)
-                channels = widths[level]
-                if level and i == spec.num_res_blocks:
-                    layers.append(Upsample(channels))
-                stages.append(nn.CellList(layers))
-        return nn.CellList(stages)
 
     @staticmethod
     def _join(x: Tensor, skip: Tensor, control: Optional[tuple[Tensor, ...]], number: int) -> Tensor:

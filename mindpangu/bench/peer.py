@@ -57,10 +57,9 @@ class VAE(nn.Module):
 
 def load_unet(path: Path) -> UNet:
     """Our UNet's checkpoint in diffusers' class."""
-    spec, tensors = asdict(parse(read_card(path)["spec"], UNetSpec, str(path))), load_tensors(path)
-    net = UNet2DConditionModel.from_config(unet_config(spec, "index", 0))
-    depths = spec["transformer_depth"]
-    _fill(net, unet_places(tensors, len(depths), spec["num_res_blocks"], depths), tensors)
+    spec, tensors = parse(read_card(path)["spec"], UNetSpec, str(path)), load_tensors(path)
+    net = UNet2DConditionModel.from_config(unet_config(asdict(spec), "index", 0))
+    _fill(net, unet_places(tensors, spec), tensors)
     return UNet(net)
 
 

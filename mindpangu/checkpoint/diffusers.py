@@ -6,12 +6,14 @@ Ours are listed by who owns them, so a table covers a whole net: nothing is left
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from mindpangu.checkpoint.name_map import Place, whole
 from mindpangu.checkpoint.transformers import torch_name
+from mindpangu.layout import unet_layout
+from mindpangu.spec import UNetSpec
 
 _RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -37,41 +39,32 @@ Vector = Literal["class_embedding", "add_embedding"]
 
 
 def unet_places(
-    names: Collection[str],
-    levels: int,
-    num_res_blocks: int,
-    transformer_depth: Sequence[int],
-    vector: Vector = "class_embedding",
-    control: bool = False,
+    names: Collection[str], spec: UNetSpec, vector: Vector = "class_embedding", control: bool = False
 ) -> dict[str, Place]:
     """The UNet's parameters in diffusers' UNet2DConditionModel, or (`control`) a ControlNet's in its ControlNetModel.
 
     `vector`: "class_embedding": taken in as a projected class embedding; "add_embedding": after its "text_time"
     addition (SDXL).
     """
+    layout, levels = unet_layout(spec), len(spec.channel_mult)
     blocks = {**_ENDS, "label_emb.0.0": f"{vector}.linear_1", "label_emb.0.2": f"{vector}.linear_2"}
-    attends = any(name.startswith("middle_block.2.") for name in names)
-    blocks["middle_block.1"] = "mid_block.attentions.0" if attends else "mid_block.resnets.1"
+    blocks["middle_block.1"] = "mid_block.attentions.0" if layout.middle.depth else "mid_block.resnets.1"
     blocks["middle_block.2"] = "mid_block.resnets.1"
-    number = 1
-    for level in range(levels):
-        for i in range(num_res_blocks):
-            blocks[f"input_blocks.{number}.0"] = f"down_blocks.{level}.resnets.{i}"
-            blocks[f"input_blocks.{number}.1"] = f"down_blocks.{level}.attentions.{i}"
-            number += 1
-        blocks[f"input_blocks.{number}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-        number += 1
+    for block in layout.down:
+        if block.kind == "res":
+            blocks[f"{block.name}.0"] = f"down_blocks.{block.level}.resnets.{block.place}"
+            blocks[f"{block.name}.1"] = f"down_blocks.{block.level}.attentions.{block.place}"
+        elif block.kind == "down":
+            blocks[f"{block.name}.0.op"] = f"down_blocks.{block.level}.downsamplers.0.conv"
     if control:
         blocks.update(_control_blocks(names))
-    number = 0
-    for up in range(levels if not control else 0):
-        depth = transformer_depth[levels - 1 - up]
-        for i in range(num_res_blocks + 1):
-            blocks[f"output_blocks.{number}.0"] = f"up_blocks.{up}.resnets.{i}"
-            if depth:
-                blocks[f"output_blocks.{number}.1"] = f"up_blocks.{up}.attentions.{i}"
-            blocks[f"output_blocks.{number}.{2 if depth else 1}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
-            number += 1
+    for block in () if control else layout.up:
+        theirs = f"up_blocks.{levels - 1 - block.level}"
+        blocks[f"{block.name}.0"] = f"{theirs}.resnets.{block.place}"
+        if block.depth:
+            blocks[f"{block.name}.1"] = f"{theirs}.attentions.{block.place}"
+        if block.upsamples:
+            blocks[f"{block.upsampler}.conv"] = f"{theirs}.upsamplers.0.conv"
     return whole({name: _translated(name, blocks) for name in names})
 
 
@@ -113,12 +106,15 @@ def unet_config(spec: Mapping[str, Any], added_cond: str, size_dim: int) -> dict
     """config.json of diffusers' UNet2DConditionModel for a UNetSpec's values, and `added_cond` and `size_dim`.
 
     Raises:
-        ValueError: the middle's depth is neither the last level's nor beside a last level without transformers.
+        ValueError: the net works on patches; or the middle's depth is neither the last level's nor beside a last level
+            without transformers.
     """
     widths = [spec["model_channels"] * mult for mult in spec["channel_mult"]]
     depths = list(spec["transformer_depth"])
     middle = depths[-1] if spec["middle_depth"] is None else spec["middle_depth"]
     layers = [max(1, depth) for depth in depths]
+    if spec.get("patch", 1) > 1:
+        raise ValueError(f"patches of {spec['patch']} latents: diffusers has no such UNet")
     if depths[-1] not in (0, middle):
         raise ValueError(f"a middle of depth {middle} after a last level of {depths[-1]}: diffusers has no such UNet")
     if depths[-1] != middle:  # theirs gives the middle the last entry, which a level without transformers ignores

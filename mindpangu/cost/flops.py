@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from mindpangu.layout import UNetBlock, unet_layout
 from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
 
@@ -77,14 +78,22 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
 
     Element-wise operators are taken as fused into their neighbours.
     """
-    widths = [spec.model_channels * mult for mult in spec.channel_mult]
-    embedding, last, patch = 4 * spec.model_channels, len(widths) - 1, spec.patch
-    sizes = [(height // patch >> level, width // patch >> level) for level in range(len(widths))]
+    layout, embedding, patch = unet_layout(spec), 4 * spec.model_channels, spec.patch
+    sizes = [(height // patch >> level, width // patch >> level) for level in range(len(spec.channel_mult))]
 
-    def block(name: str, inner: int, level: int, depth: int) -> Iterator[Layer]:
-        yield from _res_block(f"{name}.0", batch, inner, widths[level], embedding, sizes[level])
-        if depth:
-            yield from _transformer(f"{name}.1", spec, depth, batch, widths[level], sizes[level], tokens)
+    def layers_of(block: UNetBlock) -> Iterator[Layer]:
+        size = sizes[block.level]
+        if block.kind == "embed":
+            yield conv(f"{block.name}.0", batch, block.inner * patch**2, block.outer, 3, size)
+            return
+        if block.kind == "down":
+            yield conv(f"{block.name}.0.op", batch, block.inner, block.outer, 3, size, stride=2)
+            return
+        yield from _res_block(f"{block.name}.0", batch, block.inner, block.outer, embedding, size)
+        if block.depth:
+            yield from _transformer(f"{block.name}.1", spec, block.depth, batch, block.outer, size, tokens)
+        if block.upsamples:
+            yield conv(f"{block.upsampler}.conv", batch, block.outer, block.outer, 3, sizes[block.level - 1])
 
     # Embeddings.
     yield dense("time_embed.0", batch, spec.model_channels, embedding)
@@ -92,37 +101,16 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
     if spec.vector_dim:
         yield dense("label_emb.0.0", batch, spec.vector_dim, embedding)
         yield dense("label_emb.0.2", batch, embedding, embedding)
-    # Down.
-    yield conv("input_blocks.0.0", batch, spec.in_channels * patch**2, widths[0], 3, sizes[0])
-    channels, skips, number = widths[0], [widths[0]], 1
-    for level, now in enumerate(widths):
-        for _ in range(spec.num_res_blocks):
-            yield from block(f"input_blocks.{number}", channels, level, spec.transformer_depth[level])
-            channels = now
-            skips.append(now)
-            number += 1
-        if level < last:
-            yield conv(f"input_blocks.{number}.0.op", batch, now, now, 3, sizes[level], stride=2)
-            skips.append(now)
-            number += 1
-    # Middle.
-    yield from block("middle_block", channels, last, spec.depth_in_middle)
-    second = f"middle_block.{2 if spec.depth_in_middle else 1}"
-    yield from _res_block(second, batch, channels, channels, embedding, sizes[last])
-    # Up.
-    number = 0
-    for level in reversed(range(len(widths))):
-        for i in range(spec.num_res_blocks + 1):
-            depth = spec.transformer_depth[level]
-            yield from block(f"output_blocks.{number}", channels + skips.pop(), level, depth)
-            channels = widths[level]
-            if level and i == spec.num_res_blocks:
-                yield conv(
-                    f"output_blocks.{number}.{2 if depth else 1}.conv", batch, channels, channels, 3, sizes[level - 1]
-                )
-            number += 1
-    yield norm("out.0", batch * prod(sizes[0]), channels)
-    yield conv("out.2", batch, channels, spec.out_channels * patch**2, 3, sizes[0])
+    for block in layout.down:
+        yield from layers_of(block)
+    middle = layout.middle
+    yield from layers_of(middle)
+    second = f"{middle.name}.{2 if middle.depth else 1}"
+    yield from _res_block(second, batch, middle.outer, middle.outer, embedding, sizes[-1])
+    for block in layout.up:
+        yield from layers_of(block)
+    yield norm("out.0", batch * prod(sizes[0]), spec.widths[0])
+    yield conv("out.2", batch, spec.widths[0], spec.out_channels * patch**2, 3, sizes[0])
 
 
 def _res_block(name: str, batch: int, inner: int, outer: int, embedding: int, size: Size) -> Iterator[Layer]:

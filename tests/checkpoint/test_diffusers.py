@@ -7,12 +7,14 @@ import pytest
 
 from mindpangu.checkpoint.diffusers import unet_places, vae_places
 from mindpangu.checkpoint.store import load_tensors, read_card
+from mindpangu.config import parse
+from mindpangu.spec import UNetSpec
 
 
 def test_tables_are_one_to_one(model_folder):
     tensors = load_tensors(model_folder / "structure.safetensors")
-    spec = read_card(model_folder / "structure.safetensors")["spec"]
-    names = unet_places(tensors, len(spec["channel_mult"]), spec["num_res_blocks"], spec["transformer_depth"])
+    spec = parse(read_card(model_folder / "structure.safetensors")["spec"], UNetSpec, "spec")
+    names = unet_places(tensors, spec)
     assert set(names) == set(tensors)
     assert len(set(names.values())) == len(names)
     assert names["time_embed.0.weight"].names == ("time_embedding.linear_1.weight",)

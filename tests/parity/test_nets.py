@@ -60,8 +60,7 @@ def test_unet(family):
     spec, vector, _ = UNETS[family]
     net = UNet(spec).set_train(False)
     names = [p.name for p in net.get_parameters()]
-    levels, blocks = len(spec.channel_mult), spec.num_res_blocks
-    of_ours(net, unet_places(names, levels, blocks, spec.transformer_depth, vector or "class_embedding"))
+    of_ours(net, unet_places(names, spec, vector or "class_embedding"))
     given = {key: Tensor(value) for key, value in unet_inputs(spec).items()}
     told = given["vector"] if spec.vector_dim else None
     if vector == "add_embedding":  # SDXL: pooled text, then the embedding of each size
