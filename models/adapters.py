@@ -10,7 +10,7 @@ from mindspore import nn
 
 from mindpangu.checkpoint.diffusers import unet_places
 from mindpangu.checkpoint.name_map import Place
-from mindpangu.checkpoint.transformers import places_of
+from mindpangu.checkpoint.transformers import text_places
 from mindpangu.models.layers import DOWN, UP
 from mindpangu.models.unet import UNet
 from mindpangu.spec import TextSpec
@@ -49,7 +49,7 @@ def text_encoder_file(
     spec: TextSpec, learned: Mapping[str, np.ndarray], scale: float, part: str
 ) -> dict[str, np.ndarray]:
     """The same of an adapted text encoder; `part`: diffusers' name of it, text_encoder or text_encoder_2."""
-    return _file(places_of(spec.output)(_weight(name) for name in learned), learned, scale, f"{part}.")
+    return _file(text_places((_weight(name) for name in learned), spec), learned, scale, f"{part}.")
 
 
 def _weight(name: str) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mindpangu.checkpoint.diffusers import TEXT_ENCODERS, diffusers_places
 from mindpangu.checkpoint.lora import Update, flat, read_lora
 from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import some
 from mindpangu.checkpoint.tensor_files import Stored
-from mindpangu.checkpoint.transformers import places_of
+from mindpangu.checkpoint.transformers import text_places
 from mindpangu.errors import UserError
-from mindpangu.models.naming import TEXT_ENCODERS, diffusers_places
 from mindpangu.spec import ModelSpec, TextSpec
 
 
@@ -72,7 +72,7 @@ def load_text_encoder_lora(path: Path, texts: Mapping[str, TextSpec], shapes: Ma
     updates = {key: update for key, update in read_lora(path).items() if key[0] in parts_of}
     if not updates:
         raise UserError(f"{path}: has no updates of text encoders")
-    table = _targets({name: places_of(text.output)(shapes[name]) for name, text in texts.items()})
+    table = _targets({name: text_places(shapes[name], text) for name, text in texts.items()})
     return _placed(path, updates, table, parts_of, shapes, "the text encoders")
 
 

@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, mutable, nn
 from mindspore import ops as mops
 from PIL import Image
 
+from mindpangu.checkpoint.diffusers import subfolder
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
 from mindpangu.data.examples import DataConfig, Examples
@@ -27,7 +28,6 @@ from mindpangu.models.inventory import shapes_of
 from mindpangu.models.layers import DOWN, UP
 from mindpangu.models.loading import fill_text_encoders, load_conditioner, load_tokenizers, load_vae, read_spec
 from mindpangu.models.lora import load_text_encoder_lora
-from mindpangu.models.naming import subfolder
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
 from mindpangu.spec import TextSpec

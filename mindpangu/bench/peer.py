@@ -24,7 +24,7 @@ from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule, ScheduleSpec, TimeDecoupled, uniform_sigmas
 from mindpangu.diffusion.samplers import euler
-from mindpangu.spec import UNetSpec
+from mindpangu.spec import UNetSpec, VAESpec
 
 
 class UNet(nn.Module):
@@ -67,7 +67,7 @@ def load_vae(path: Path) -> VAE:
     """Our autoencoder's checkpoint in diffusers' class."""
     spec, tensors = read_card(path)["spec"], load_tensors(path)
     net = AutoencoderKL.from_config(vae_config(spec))
-    _fill(net, vae_places(tensors, len(spec["channel_mult"])), tensors)
+    _fill(net, vae_places(tensors, parse(spec, VAESpec, str(path))), tensors)
     return VAE(net, spec)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from mindpangu.checkpoint.name_map import Place, whole
-from mindpangu.checkpoint.transformers import torch_name
+from mindpangu.checkpoint.name_map import Place, Places, Shapes, whole
+from mindpangu.checkpoint.transformers import text_places, torch_name
 from mindpangu.layout import unet_layout
-from mindpangu.spec import UNetSpec
+from mindpangu.spec import ControlNetSpec, ModelSpec, UNetSpec, VAESpec
 
 _RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -34,6 +34,9 @@ _ENDS = {
 _VAE_MIDDLE = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attentions.0"}
 _OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+TEXT_ENCODERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
+TOKENIZERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}
 
 Vector = Literal["class_embedding", "add_embedding"]
 
@@ -79,9 +82,9 @@ def _control_blocks(names: Collection[str]) -> dict[str, str]:
     return {**inside, **blocks, "middle_block_out.0": "controlnet_mid_block"}
 
 
-def vae_places(names: Iterable[str], levels: int) -> dict[str, Place]:
+def vae_places(names: Iterable[str], spec: VAESpec) -> dict[str, Place]:
     """The autoencoder's parameters in diffusers' AutoencoderKL."""
-    table = {}
+    table, levels = {}, len(spec.channel_mult)
     for name in names:
         theirs = re.sub(r"down\.(\d+)\.block\.", r"down_blocks.\1.resnets.", name)
         theirs = re.sub(r"down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.", theirs)
@@ -100,6 +103,37 @@ def vae_places(names: Iterable[str], levels: int) -> dict[str, Place]:
         theirs = theirs.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
         table[name] = torch_name(theirs)
     return whole(table)
+
+
+def subfolder(part: str) -> str:
+    """Where diffusers keeps a part: the text encoders under its names, others under their own."""
+    return TEXT_ENCODERS.get(part, part)
+
+
+def stem_of(part: str) -> str:
+    """What a part's files are called there."""
+    return "model" if part in TEXT_ENCODERS else "diffusion_pytorch_model"
+
+
+def vector_of(spec: ModelSpec) -> Vector:
+    """Where diffusers' UNets take the vector in."""
+    return "class_embedding" if spec.pipeline.added_cond == "index" else "add_embedding"
+
+
+def diffusers_places(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Places:
+    """Every part's parameters in diffusers' and transformers' names."""
+    vector = vector_of(spec)
+    places: Places = {"vae": vae_places(shapes["vae"], spec.vae)}
+    for name, unet in spec.unets.items():
+        places[name] = unet_places(shapes[name], unet, vector)
+    for name, text in spec.texts.items():
+        places[name] = text_places(shapes[name], text)
+    return places
+
+
+def controlnet_places(model: ModelSpec, spec: ControlNetSpec, shapes: Shapes) -> dict[str, Place]:
+    """A ControlNet's parameters in diffusers' names."""
+    return unet_places(shapes, spec.unet, vector_of(model), control=True)
 
 
 def unet_config(spec: Mapping[str, Any], added_cond: str, size_dim: int) -> dict[str, Any]:

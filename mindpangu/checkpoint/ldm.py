@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from mindpangu.checkpoint.name_map import Place
+from mindpangu.checkpoint.name_map import Place, Places, Shapes
+from mindpangu.checkpoint.tensor_files import TensorFiles
 from mindpangu.checkpoint.transformers import open_clip_name, torch_name
+from mindpangu.errors import UserError
+from mindpangu.spec import ModelSpec
 
 UNET, VAE, CONTROL = "model.diffusion_model.", "first_stage_model.", "control_model."
 # Where a CLIP text encoder stands, by how its parameters are named there.
@@ -43,6 +46,25 @@ def text_encoder_places(names: Collection[str], found: Collection[str]) -> dict[
                 return net_places(prefix, names)
             return {name: _of_open_clip(prefix, name) for name in names}
     return {}
+
+
+def ldm_places(spec: ModelSpec, shapes: Mapping[str, Shapes], found: TensorFiles) -> Places:
+    """Every part's parameters in a single file's names.
+
+    Raises:
+        UserError: the file holds no text encoder of the kind that the model has.
+    """
+    places: Places = {"vae": net_places(VAE, shapes["vae"])}
+    for name in spec.unets:
+        places[name] = net_places(UNET, shapes[name])
+    for name in spec.texts:
+        places[name] = text_encoder_places(shapes[name], found.shapes)
+        if not places[name]:
+            raise UserError(
+                f"{found.paths[0]}: holds no text encoder such as {spec.pipeline.name} has; is it the whole "
+                "model, and not its UNet alone, or of another family?"
+            )
+    return places
 
 
 def unused(name: str, layers: int) -> bool:

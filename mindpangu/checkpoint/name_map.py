@@ -55,6 +55,9 @@ class Place:
         }
 
 
+Places = dict[str, dict[str, Place]]  # by part of a model, then by parameter
+
+
 def whole(names: Mapping[str, str]) -> dict[str, Place]:
     """Places from a table of one name for one name."""
     return {ours: Place((theirs,)) for ours, theirs in names.items()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mindpangu.checkpoint.name_map import Place
+from mindpangu.spec import TextSpec
 
 _LEAVES = (("gamma", "weight"), ("beta", "bias"), ("embedding_table", "weight"))
 # OpenCLIP's words and transformers', for all but the packed projections.
@@ -39,12 +40,12 @@ _BERT_WORDS = (
 )
 
 
-def clip_names(names: Iterable[str]) -> dict[str, Place]:
+def clip_places(names: Iterable[str]) -> dict[str, Place]:
     """Parameters of an encoder with output "last" or "hidden"."""
     return {name: Place((PREFIX + torch_name(name),)) for name in names}
 
 
-def openclip_names(names: Iterable[str]) -> dict[str, Place]:
+def openclip_places(names: Iterable[str]) -> dict[str, Place]:
     """Parameters of an encoder with output "penultimate", whose names are OpenCLIP's.
 
     Three of theirs (query, key, value) stand one below the other in one of ours; `text_projection` is transposed.
@@ -76,9 +77,9 @@ def bert_places(names: Iterable[str]) -> dict[str, Place]:
     return table
 
 
-def places_of(output: str) -> Callable[[Iterable[str]], dict[str, Place]]:
-    """The table of an encoder's names for its `TextSpec.output`."""
-    return {"penultimate": openclip_names, "bert": bert_places}.get(output, clip_names)
+def text_places(names: Iterable[str], spec: TextSpec) -> dict[str, Place]:
+    """Parameters of a text encoder."""
+    return {"penultimate": openclip_places, "bert": bert_places}.get(spec.output, clip_places)(names)
 
 
 def open_clip_name(theirs: str) -> str:

@@ -11,13 +11,19 @@ from typing import Optional
 import numpy as np
 
 from mindpangu.checkpoint import ldm
-from mindpangu.checkpoint.diffusers import as_stored
+from mindpangu.checkpoint.diffusers import (
+    TOKENIZERS,
+    as_stored,
+    controlnet_places,
+    diffusers_places,
+    stem_of,
+    subfolder,
+)
 from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import check_fit, file_digest, save_checkpoint
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
 from mindpangu.convert.writer import DTYPES, Said, cast, check_room, write_model
 from mindpangu.models.inventory import parts, shapes_of
-from mindpangu.models.naming import TOKENIZERS, controlnet_places, diffusers_places, ldm_places, stem_of, subfolder
 from mindpangu.spec import ControlNetSpec, ModelSpec
 from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
 
@@ -53,7 +59,7 @@ def convert_family(
     else:
         whole = TensorFiles([source])
         files = dict.fromkeys(shapes, whole)
-        places = ldm_places(spec, shapes, whole)
+        places = ldm.ldm_places(spec, shapes, whole)
         flat = {f"{part}.{name}": place for part in shapes for name, place in places[part].items()}
         ours = {f"{part}.{name}": shape for part in shapes for name, shape in shapes[part].items()}
         layers = max((text.layers for text in spec.texts.values()), default=0)

@@ -12,14 +12,21 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mindpangu import zoo
-from mindpangu.checkpoint.diffusers import unet_config, vae_config
+from mindpangu.checkpoint.diffusers import (
+    TEXT_ENCODERS,
+    TOKENIZERS,
+    diffusers_places,
+    stem_of,
+    subfolder,
+    unet_config,
+    vae_config,
+)
 from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.store import load_tensors, save_tensors, write_atomically
 from mindpangu.checkpoint.transformers import text_config
 from mindpangu.convert.writer import Said, check_room
 from mindpangu.errors import UserError
 from mindpangu.models.inventory import parts, spec_of
-from mindpangu.models.naming import TEXT_ENCODERS, TOKENIZERS, diffusers_places, stem_of, subfolder
 from mindpangu.spec import ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 

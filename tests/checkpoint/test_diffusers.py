@@ -8,7 +8,7 @@ import pytest
 from mindpangu.checkpoint.diffusers import unet_places, vae_places
 from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.config import parse
-from mindpangu.spec import UNetSpec
+from mindpangu.spec import UNetSpec, VAESpec
 
 
 def test_tables_are_one_to_one(model_folder):
@@ -20,8 +20,7 @@ def test_tables_are_one_to_one(model_folder):
     assert names["time_embed.0.weight"].names == ("time_embedding.linear_1.weight",)
     assert names["input_blocks.1.0.in_layers.0.gamma"].names == ("down_blocks.0.resnets.0.norm1.weight",)
     tensors = load_tensors(model_folder / "vae.safetensors")
-    levels = len(read_card(model_folder / "vae.safetensors")["spec"]["channel_mult"])
-    names = vae_places(tensors, levels)
+    names = vae_places(tensors, parse(read_card(model_folder / "vae.safetensors")["spec"], VAESpec, "spec"))
     assert len(set(names.values())) == len(tensors)
     assert names["decoder.mid.attn_1.proj_out.bias"].names == ("decoder.mid_block.attentions.0.to_out.0.bias",)
 

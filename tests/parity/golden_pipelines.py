@@ -18,14 +18,13 @@ from mindpangu import runtime
 runtime.start("CPU")
 
 from mindpangu.checkpoint import ldm  # noqa: E402
-from mindpangu.checkpoint.diffusers import unet_config  # noqa: E402
+from mindpangu.checkpoint.diffusers import diffusers_places, unet_config  # noqa: E402
 from mindpangu.checkpoint.name_map import Place  # noqa: E402
 from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
 from mindpangu.convert.to_diffusers import export_diffusers  # noqa: E402
 from mindpangu.convert.writer import write_model  # noqa: E402
 from mindpangu.infer.pipeline import picture_noise  # noqa: E402
 from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
-from mindpangu.models.naming import diffusers_places  # noqa: E402
 from mindpangu.spec import ControlNetSpec, ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
 from tests.parity.weights import draw, value_of  # noqa: E402
@@ -128,8 +127,8 @@ def source_picture() -> np.ndarray:
 
 def control_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
     """A ControlNet for a model, in diffusers' names."""
+    from mindpangu.checkpoint.diffusers import controlnet_places
     from mindpangu.models.inventory import shapes_of
-    from mindpangu.models.naming import controlnet_places
 
     control = ControlNetSpec(spec.unets["unet"])
     shapes, tensors = shapes_of(control), {}

@@ -13,11 +13,12 @@ from mindspore import GRAPH_MODE, PYNATIVE_MODE, Tensor, set_context  # noqa: E4
 
 from mindpangu.checkpoint.diffusers import unet_places, vae_places  # noqa: E402
 from mindpangu.checkpoint.name_map import whole  # noqa: E402
-from mindpangu.checkpoint.transformers import places_of, torch_name  # noqa: E402
+from mindpangu.checkpoint.transformers import text_places, torch_name  # noqa: E402
 from mindpangu.models.clip import text_encoder  # noqa: E402
 from mindpangu.models.layers import SinusoidalEmbedding  # noqa: E402
 from mindpangu.models.unet import TransformerBlock, UNet  # noqa: E402
 from mindpangu.models.vae import AutoencoderKL, Middle  # noqa: E402
+from mindpangu.spec import VAESpec  # noqa: E402
 from tests.parity.golden_nets import (  # noqa: E402
     GOLDEN,
     SIZE_DIM,
@@ -74,7 +75,7 @@ def test_unet(family):
 def test_vae(family):
     spec = VAES[family]
     net = AutoencoderKL(spec).set_train(False)
-    of_ours(net, vae_places([p.name for p in net.get_parameters()], len(spec.channel_mult)))
+    of_ours(net, vae_places([p.name for p in net.get_parameters()], spec))
     mean, logvar = net.posterior(Tensor(inputs(1, 3, 32, 40, seed=3)))
     decoded = net.reconstruct(Tensor(inputs(1, spec.z_channels, 4, 5, seed=4)))
     assert error(mean, f"vae.{family}.mean") <= TOLERANCE
@@ -86,7 +87,7 @@ def test_vae(family):
 def test_text_tower(family):
     spec = TEXTS[family]
     net = text_encoder(spec).set_train(False)
-    of_ours(net, places_of(spec.output)([p.name for p in net.get_parameters()]))
+    of_ours(net, text_places([p.name for p in net.get_parameters()], spec))
     features, pooled = net(Tensor(text_ids(spec)))
     assert error(features, f"text.{family}.features") <= TOLERANCE
     assert error(pooled, f"text.{family}.pooled") <= TOLERANCE
@@ -101,6 +102,6 @@ def test_transformer_block_at_full_width():
 def test_vae_middle_at_full_width():
     net = Middle(VAE_WIDTH, 32).set_train(False)
     names = [p.name for p in net.get_parameters()]
-    places = vae_places([f"decoder.mid.{name}" for name in names], 1)
+    places = vae_places([f"decoder.mid.{name}" for name in names], VAESpec(4, VAE_WIDTH, (1,), 1))
     of_ours(net, {name: places[f"decoder.mid.{name}"] for name in names})
     assert error(net(Tensor(inputs(1, VAE_WIDTH, 4, 5, seed=7))), "block.vae_middle") <= TOLERANCE

@@ -248,9 +248,9 @@ def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
 
 def test_the_towers_names_are_those_that_diffusers_has_read():
     """Of SDXL's two text encoders, the second one's queries, keys and values packed in ours."""
+    from mindpangu.checkpoint.diffusers import TEXT_ENCODERS
     from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from mindpangu.models.clip import text_encoder
-    from mindpangu.models.naming import TEXT_ENCODERS
     from tests.parity.golden_pipelines import lora_tensors, narrow
 
     spec, file = narrow("sdxl"), {}
