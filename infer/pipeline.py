@@ -173,9 +173,9 @@ class PanGuDraw:
         Raises:
             UserError: a file is no LoRA, or one of another model; nothing is changed then.
         """
+        from mindpangu.checkpoint.lora import load_lora
         from mindpangu.models.inventory import parts
         from mindpangu.models.loading import fill_text_encoders
-        from mindpangu.models.lora import load_lora
 
         shapes = parts(self.model) if loras else {}
         read = [(load_lora(path, self.model, shapes), scale) for path, scale in loras]

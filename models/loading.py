@@ -13,13 +13,13 @@ from mindspore import dtype as mstype
 from mindspore.nn.utils import no_init_parameters
 
 from mindpangu import zoo
+from mindpangu.checkpoint.lora import Lora, merged
 from mindpangu.checkpoint.store import load_into, load_tensors, read_card, stored_tensors, verify
 from mindpangu.checkpoint.weights import prefixed
 from mindpangu.config import parse
 from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.controlnet import ControlNet
-from mindpangu.models.lora import Lora, merged
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.spec import BridgeSpec, ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec

@@ -1,119 +1,70 @@
-"""LoRA on our nets: which parameter a module's update belongs to, and weights with updates merged in."""
+"""LoRA in training (arXiv 2106.09685): nets whose weights stay, with small updates beside them that learn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from mindspore import nn
 
-from mindpangu.checkpoint.diffusers import TEXT_ENCODERS, diffusers_places
-from mindpangu.checkpoint.lora import Update, flat, read_lora
-from mindpangu.checkpoint.name_map import Place, Shapes
-from mindpangu.checkpoint.store import some
-from mindpangu.checkpoint.tensor_files import Stored
+from mindpangu.checkpoint.diffusers import unet_places
+from mindpangu.checkpoint.name_map import Place
 from mindpangu.checkpoint.transformers import text_places
-from mindpangu.errors import UserError
-from mindpangu.spec import ModelSpec, TextSpec
+from mindpangu.models.layers import DOWN, UP
+from mindpangu.models.unet import UNet
+from mindpangu.spec import TextSpec
+
+Modules = Literal["attention", "all"]
+# What the names of layers end with: those of the attention, those beside it. "attn" is OpenCLIP's packed one.
+UNET_LAYERS = (("to_q", "to_k", "to_v", "to_out.0"), ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"))
+TEXT_ENCODER_LAYERS = (("q_proj", "k_proj", "v_proj", "out_proj", "attn"), ("fc1", "fc2", "c_fc", "c_proj"))
 
 
-@dataclass(frozen=True)
-class Target:
-    """Rows number `third` of three (or all of them, where None) of one of our parameters."""
+def adapt(net: nn.Cell, layers: tuple[Sequence[str], Sequence[str]], rank: int, alpha: float, modules: Modules) -> None:
+    """Freeze a UNet or text encoders, and give the layers of its transformers updates of `rank`, counting alpha / rank.
 
-    parameter: str
-    third: int
-    thirds: int
-
-
-Lora = dict[str, list[tuple[Target, Update]]]  # by part of the model
-
-
-def targets(spec: ModelSpec, shapes: Mapping[str, Shapes]) -> dict[str, dict[str, Target]]:
-    """For every part: {module's flat name: where its update goes}, under diffusers' names and under ldm's."""
-    return _targets(diffusers_places(spec, shapes))
-
-
-def _targets(all_places: Mapping[str, Mapping[str, Place]]) -> dict[str, dict[str, Target]]:
-    table: dict[str, dict[str, Target]] = {}
-    for part, places in all_places.items():
-        mine = table.setdefault(part, {})
-        for name, place in places.items():
-            if name.endswith("weight"):
-                for i, theirs in enumerate(place.names):
-                    mine[flat(theirs.removesuffix(".weight"))] = Target(name, i, len(place.names))
-                mine.setdefault(flat(name.removesuffix(".weight")), Target(name, 0, 1))
-    return table
-
-
-def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora:
-    """The updates of a file for the parts of a model; what it has for "unet" goes to every UNet.
-
-    Where a module's name begins with a UNet's, "structure_…", it goes to that one alone.
-
-    Raises:
-        UserError: see `read_lora`; or a module that the model does not have, or of another shape.
+    `layers`: UNET_LAYERS or TEXT_ENCODER_LAYERS; `modules`: those of the attention, or all.
     """
-    parts_of = {
-        "unet": list(spec.unets),
-        **{theirs: [ours] for ours, theirs in TEXT_ENCODERS.items() if ours in spec.texts},
-    }
-    return _placed(path, read_lora(path), targets(spec, shapes), parts_of, shapes, spec.pipeline.name)
+    for parameter in net.get_parameters():
+        parameter.requires_grad = False
+    endings = (*layers[0], *(layers[1] if modules == "all" else ()))
+    for name, cell in net.cells_and_names():
+        if hasattr(cell, "adapt") and name.endswith(endings):
+            cell.adapt(rank, alpha / rank)
 
 
-def load_text_encoder_lora(path: Path, texts: Mapping[str, TextSpec], shapes: Mapping[str, Shapes]) -> Lora:
-    """The updates that a file has for text encoders, whatever else it has.
+def unet_file(unet: UNet, learned: Mapping[str, np.ndarray], scale: float, expert: str = "") -> dict[str, np.ndarray]:
+    """What an adapted UNet learned, {our names: arrays}, as PEFT writes it for diffusers; `scale` goes into the ups.
 
-    Raises:
-        UserError: as `load_lora`; or it has none.
+    `expert`: which of a model's UNets alone it is for; diffusers, which knows only one, does not read such a file.
     """
-    parts_of = {TEXT_ENCODERS[name]: [name] for name in texts}
-    updates = {key: update for key, update in read_lora(path).items() if key[0] in parts_of}
-    if not updates:
-        raise UserError(f"{path}: has no updates of text encoders")
-    table = _targets({name: text_places(shapes[name], text) for name, text in texts.items()})
-    return _placed(path, updates, table, parts_of, shapes, "the text encoders")
+    spec = unet.spec
+    names = [p.name for p in unet.get_parameters() if not p.name.endswith((DOWN, UP))]
+    places = unet_places(names, spec)
+    return _file(places, learned, scale, f"unet.{expert}." if expert else "unet.")
 
 
-def _placed(
-    path: Path,
-    updates: Mapping[tuple[str, str], Update],
-    table: Mapping[str, Mapping[str, Target]],
-    parts_of: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, Shapes],
-    model: str,
-) -> Lora:
-    lora: Lora = {}
-    unknown, misshapen = [], []
-    for (part, module), update in updates.items():
-        named = [name for name in parts_of.get("unet", ()) if part == "unet" and module.startswith(f"{name}_")]
-        module = module.removeprefix(f"{named[0]}_") if named else module  # noqa: PLW2901
-        for ours in named or parts_of.get(part, [""]):
-            target = table.get(ours, {}).get(module)
-            if target is None:
-                unknown.append(f"{part} {module}")
-                continue
-            shape = shapes[ours][target.parameter]
-            wanted = (shape[0] // target.thirds, int(np.prod(shape[1:])))
-            if (update.up.shape[0], update.down.shape[1]) != wanted:
-                misshapen.append(f"{part} {module} {[update.up.shape[0], update.down.shape[1]]} for {list(wanted)}")
-                continue
-            lora.setdefault(ours, []).append((target, update))
-    for what, names in (("has no module", unknown), ("has another shape of", misshapen)):
-        if names:
-            raise UserError(f"{path}: {model} {what} {some(names)} ({len(names)} in all); the LoRA is of another model")
-    return lora
+def text_encoder_file(
+    spec: TextSpec, learned: Mapping[str, np.ndarray], scale: float, part: str
+) -> dict[str, np.ndarray]:
+    """The same of an adapted text encoder; `part`: diffusers' name of it, text_encoder or text_encoder_2."""
+    return _file(text_places((_weight(name) for name in learned), spec), learned, scale, f"{part}.")
 
 
-def merged(weights: Mapping[str, Stored], loras: Sequence[tuple[Lora, float]], part: str) -> dict[str, Stored]:
-    """The weights of a part with LoRAs, each at its scale; what no LoRA changes is `weights`' own."""
-    changed: dict[str, np.ndarray] = {}
-    for lora, scale in loras:
-        for target, update in lora.get(part, []):
-            name = target.parameter
-            if name not in changed:
-                changed[name] = np.array(weights[name], np.float32)
-            rows = np.split(changed[name], target.thirds)[target.third]
-            rows += np.float32(scale) * update.delta().reshape(rows.shape)
-    return {**weights, **changed}
+def _weight(name: str) -> str:
+    """The weight that an update is for: "a.lora_down" -> "a.weight", "a.in_proj_lora_down" -> "a.in_proj_weight"."""
+    return name.removesuffix(DOWN).removesuffix(UP) + "weight"
+
+
+def _file(
+    places: Mapping[str, Place], learned: Mapping[str, np.ndarray], scale: float, prefix: str
+) -> dict[str, np.ndarray]:
+    """A packed projection's three updates, which lie one below the other, go to the three layers that it packs."""
+    tensors = {}
+    for name, value in learned.items():
+        kind, factor = ("lora_A", 1.0) if name.endswith(DOWN) else ("lora_B", scale)
+        modules = [theirs.removesuffix(".weight") for theirs in places[_weight(name)].names]
+        for module, part in zip(modules, np.split(value, len(modules))):
+            tensors[f"{prefix}{module}.{kind}.weight"] = (factor * part).astype(np.float32)
+    return tensors

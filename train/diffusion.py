@@ -14,6 +14,7 @@ from mindspore import ops as mops
 from PIL import Image
 
 from mindpangu.checkpoint.diffusers import subfolder
+from mindpangu.checkpoint.lora import load_text_encoder_lora
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
 from mindpangu.checkpoint.weights import half, prefixed, unprefixed
 from mindpangu.data.examples import DataConfig, Examples
@@ -22,12 +23,11 @@ from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size, to_pictures
-from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, UNET_LAYERS, adapt, text_encoder_file, unet_file
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.inventory import shapes_of
 from mindpangu.models.layers import DOWN, UP
 from mindpangu.models.loading import fill_text_encoders, load_conditioner, load_tokenizers, load_vae, read_spec
-from mindpangu.models.lora import load_text_encoder_lora
+from mindpangu.models.lora import TEXT_ENCODER_LAYERS, UNET_LAYERS, adapt, text_encoder_file, unet_file
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
 from mindpangu.spec import TextSpec

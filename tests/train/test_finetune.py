@@ -43,10 +43,10 @@ def test_only_the_update_learns_and_its_file_merges_into_the_same_net(
 ):
     from mindspore import Tensor
 
+    from mindpangu.checkpoint.lora import load_lora, merged
     from mindpangu.checkpoint.store import load_into, save_tensors
-    from mindpangu.models.adapters import UNET_LAYERS, adapt, unet_file
     from mindpangu.models.inventory import parts, spec_of
-    from mindpangu.models.lora import load_lora, merged
+    from mindpangu.models.lora import UNET_LAYERS, adapt, unet_file
     from mindpangu.models.unet import UNet
 
     monkeypatch.setenv("MINDPANGU_CPU_OPS", "fp32")
@@ -141,8 +141,8 @@ def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folde
 
     from mindpangu.checkpoint.store import load_into, save_tensors
     from mindpangu.infer.pipeline import PanGuDraw
-    from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from mindpangu.models.loading import load_conditioner
+    from mindpangu.models.lora import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from mindpangu.train.diffusion import TEXT_ENCODERS, text_encoder_specs
 
     monkeypatch.setenv("MINDPANGU_CPU_OPS", "fp32")
@@ -224,8 +224,8 @@ def test_subject_and_kind_take_turns(share, batch):
 
 def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
     """Of one UNet: the very names of the LoRA that tests/parity draws with on both sides."""
-    from mindpangu.models.adapters import UNET_LAYERS, adapt, unet_file
     from mindpangu.models.layers import DOWN, UP
+    from mindpangu.models.lora import UNET_LAYERS, adapt, unet_file
     from mindpangu.models.unet import UNet
     from tests.parity.golden_pipelines import lora_tensors, narrow
 
@@ -249,8 +249,8 @@ def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
 def test_the_towers_names_are_those_that_diffusers_has_read():
     """Of SDXL's two text encoders, the second one's queries, keys and values packed in ours."""
     from mindpangu.checkpoint.diffusers import TEXT_ENCODERS
-    from mindpangu.models.adapters import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from mindpangu.models.clip import text_encoder
+    from mindpangu.models.lora import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from tests.parity.golden_pipelines import lora_tensors, narrow
 
     spec, file = narrow("sdxl"), {}
