@@ -50,14 +50,19 @@ def trained_on(folder: Path) -> dict[str, Any]:
     return read_card(folder / f"{expert}.safetensors").get("config", {}).get("data") or {}
 
 
-def _drawer(pipeline: Any, bar: tqdm, options: Mapping[str, Any]) -> Any:
+def _drawer(pipeline: Any, bar: tqdm, options: Mapping[str, Any], blank: Optional[list[bool]] = None) -> Any:
+    """draw(prompts) -> pictures; notes in `blank` which of them show nothing."""
+    from mindpangu.evaluation.judge import is_blank
+
     def progress(done: int, total: int) -> None:
         bar.total, bar.n = total, done
         bar.refresh()
 
     def draw(prompts: Sequence[str]) -> list[np.ndarray]:
-        drawings = pipeline(prompts, progress=progress, **options)
-        return [np.asarray(d.image) for d in drawings]
+        pictures = [np.asarray(drawing.image) for drawing in pipeline(prompts, progress=progress, **options)]
+        if blank is not None:
+            blank.extend(map(is_blank, pictures))
+        return pictures
 
     return draw
 
@@ -203,7 +208,7 @@ def judge(
     report: Optional[Path] = REPORT,
 ) -> None:
     """Concept retrieval on trained and held-out pairs, in natural wording, in both languages, and compositions."""
-    from mindpangu.evaluation.judge import Galleries, judge_compositions, judge_natural, judge_pairs
+    from mindpangu.evaluation.judge import Galleries, judge_compositions, judge_counts, judge_natural, judge_pairs
     from mindpangu.metrics.features import Judge
 
     features = Judge()
@@ -218,10 +223,13 @@ def judge(
         "seed": seed,
     }
     figures: dict[str, Any] = {"model": model, "groups": pictures.groups, **options}
+    blank: list[bool] = []  # of every picture that is drawn here
     with tqdm(unit="step", desc="drawing") as bar:
-        draw = _drawer(pipeline, bar, options)
+        draw = _drawer(pipeline, bar, options, blank)
         for split in ("train", "heldout"):
             figures[split] = judge_pairs(pipeline, pictures, galleries, split, pairs, seed, draw)
         figures["wording"] = judge_natural(pictures, galleries, draw)
         figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw)
+        figures["counts"] = judge_counts(pictures, features, compositions, seed, draw)
+    figures["blank"] = {"pictures": len(blank), "blank": sum(blank)}
     _report(figures, report)

@@ -10,10 +10,11 @@ from typing import Any, Optional
 import numpy as np
 
 from mindpangu.data import manifest
-from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, PLACE_WORDS, style_words
+from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, NUMBERS, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples
+from mindpangu.data.lexicon import noun
 from mindpangu.data.natural import natural_prompts
-from mindpangu.data.scenes import Scene, Thing, cell, nearest_colour
+from mindpangu.data.scenes import ARRANGEMENTS, Scene, Thing, cell, nearest_colour
 from mindpangu.errors import UserError
 from mindpangu.images import to_model, to_pictures
 from mindpangu.infer.pipeline import PanGuDraw
@@ -26,6 +27,9 @@ ENCODE_BATCH = 16
 POOL = 100  # pictures among which a composition's parts are looked for
 BORDER = 3  # pixels of the frame whose median is the background
 TOP = 5
+NUMBERED, COUNTED_ON = (2, 3, 4), ("white", "blue", "yellow", "green")  # copies and grounds of `judge_counts`
+SHAPE, CLOSING, FAIR = 40, 2, 0.25  # levels from the ground; pixels of gaps in a shape; of the largest shape's size
+GROUND, BLANK = 12, 0.99  # levels from the ground, and the share of pixels so near to it that leaves a picture blank
 
 Draw = Callable[[Sequence[str]], list[np.ndarray]]
 
@@ -191,7 +195,7 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
     pool = [trained[i] for i in rng.permutation(len(trained))[:POOL]]
     if len(pool) < 2:
         raise UserError(f"compositions need at least two trained pictures of style {style}; found {len(pool)}")
-    colours = ("white", "blue", "yellow", "green")
+    colours = COUNTED_ON
     scenes = []
     for i in range(count):
         first, second = (int(k) for k in rng.choice(len(pool), 2, replace=False))
@@ -202,8 +206,7 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
     def check(images: Sequence[np.ndarray]) -> dict[str, float]:
         colour_right, found = [], []
         for image, (colour, parts) in zip(images, scenes):
-            frame = np.concatenate([image[:BORDER].reshape(-1, 3), image[-BORDER:].reshape(-1, 3)])
-            colour_right.append(nearest_colour(np.median(frame, axis=0)) == colour)
+            colour_right.append(nearest_colour(np.median(_frame(image), axis=0)) == colour)
             features = judge([_crop(image, place) for _, place in parts])
             place_ranks = ranks(features, galleries[colour], np.array([number for number, _ in parts]))
             found.append([bool(r <= TOP) for r in place_ranks])
@@ -228,6 +231,83 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
         ]
         result[f"drawn_{language}"] = check(draw(prompts))
     return result
+
+
+def counts_prompt(record: manifest.Record, number: int, colour: str, language: str) -> str:
+    """The plain request for several of a thing, e.g. "three foxes, blue background, 3D style"."""
+    what, words = noun(record), NUMBERS[language][number][0]
+    if language == "en":
+        said = [f"{words} {what.plural_of(record.name['en'])}", f"{colour} background"]
+        return ", ".join([*said, style_words(record.style, language)[0]])
+    said = [f"{words}{what.measure}{record.name['zh']}", f"{COLOUR_WORDS[colour]}背景"]
+    return "，".join([*said, style_words(record.style, language)[0]])
+
+
+def judge_counts(pictures: Pictures, judge: Judge, count: int, seed: int, draw: Draw) -> dict[str, Any]:
+    """Two to four copies of one thing on a stated colour: is each where copies stand, and are there as many?
+
+    Copies are found as the parts of compositions are; how many there are is counted as separate shapes on the ground.
+    Only things are asked for whose real scenes pass both, so `real` is 1.
+    """
+    rng = np.random.default_rng(seed)
+    style = sorted({r.style for r in pictures.records})[0]
+    trained = [r for r in pictures.asked("train") if r.style == style]
+    pool = [trained[i] for i in rng.permutation(len(trained))[:POOL]]
+    galleries = {c: judge([_cell_image(pictures, r, c) for r in pool]) for c in COUNTED_ON}
+
+    def check(images: Sequence[np.ndarray], asked: Sequence[tuple[int, int, str]]) -> list[tuple[float, bool, bool]]:
+        """Of each image the share of copies found, whether there are as many, and whether the colour is right."""
+        found = []
+        for image, (place, number, colour) in zip(images, asked):
+            share, offsets = ARRANGEMENTS[number]
+            side = round(SIDE * share)
+            corners = [(round(SIDE * (0.5 + dy) - side / 2), round(SIDE * (0.5 + dx) - side / 2)) for dx, dy in offsets]
+            features = judge([image[top : top + side, left : left + side] for top, left in corners])
+            each = ranks(features, galleries[colour], np.full(number, place)) <= TOP
+            right = nearest_colour(np.median(_frame(image), axis=0)) == colour
+            found.append((float(each.mean()), shapes_on_ground(image) == number, right))
+        return found
+
+    asked = [(i, NUMBERED[i % len(NUMBERED)], COUNTED_ON[i % len(COUNTED_ON)]) for i in range(len(pool))]
+    asked = [one for one in asked if noun(pool[one[0]]).countable]
+    scenes = [
+        Scene(SIDE, SIDE, colour, (Thing(pictures.places[pool[i].file], count=number),)) for i, number, colour in asked
+    ]
+    real = check([pictures.examples["train"].image(scene) for scene in scenes], asked)
+    asked = [one for one, (each, as_many, right) in zip(asked, real) if each == 1 and as_many and right][:count]
+    result: dict[str, Any] = {"scenes": len(asked), "style": style}
+    for language in LANGUAGES if asked else ():
+        images = draw([counts_prompt(pool[i], number, colour, language) for i, number, colour in asked])
+        each, as_many, right = (np.array(one, float) for one in zip(*check(images, asked)))
+        result[f"drawn_{language}"] = {
+            "copy_at_place": float(each.mean()),
+            "number": float(as_many.mean()),
+            "all_right": float(((each == 1) * as_many * right).mean()),
+        }
+    return result
+
+
+def shapes_on_ground(image: np.ndarray) -> int:
+    """How many separate shapes stand on the ground of an (H, W, 3) uint8 picture: those of a fair size."""
+    from scipy.ndimage import binary_closing, label
+
+    ground = np.median(_frame(image), axis=0)
+    drawn = np.abs(image.astype(int) - ground).max(-1) > SHAPE
+    labels, found = label(binary_closing(np.pad(drawn, CLOSING), iterations=CLOSING))
+    if not found:
+        return 0
+    sizes = np.bincount(labels.ravel())[1:]
+    return int((sizes >= FAIR * sizes.max()).sum())
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Whether nearly all pixels of an (H, W, 3) uint8 picture equal its ground."""
+    ground = np.median(image.reshape(-1, 3), axis=0)
+    return bool((np.abs(image.astype(int) - ground).max(-1) <= GROUND).mean() >= BLANK)
+
+
+def _frame(image: np.ndarray) -> np.ndarray:
+    return np.concatenate([image[:BORDER].reshape(-1, 3), image[-BORDER:].reshape(-1, 3)])
 
 
 def _cell_image(pictures: Pictures, record: manifest.Record, colour: str) -> np.ndarray:

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindpangu.data.scenes import Scene, Thing
 from mindpangu.errors import UserError
 from mindpangu.evaluation.judge import (
     Galleries,
     Pictures,
     composition_prompt,
+    counts_prompt,
+    is_blank,
     judge_compositions,
+    judge_counts,
+    judge_natural,
     judge_pairs,
     prompt_for,
+    shapes_on_ground,
 )
 from mindpangu.infer.pipeline import PanGuDraw
 from tests.tiny import STYLES
@@ -84,3 +90,58 @@ def test_composition_prompts_read_like_the_captions():
     )
     zh = composition_prompt(["狐狸", "树"], ["left", "right"], "fluent_3d", "blue", "zh")
     assert zh == "狐狸在左边，树在右边，蓝色背景，3D风格"
+
+
+def test_counts_are_right_where_the_scene_is_drawn_and_wrong_where_another_is(pictures):
+    """A perfect system scores 1, one that draws a single copy 0."""
+    asked = {}
+    for record in pictures.asked("train"):
+        for number in (2, 3, 4):
+            for colour in ("white", "blue", "yellow", "green"):
+                for language in ("en", "zh"):
+                    asked[counts_prompt(record, number, colour, language)] = (record, number, colour)
+
+    def draw(prompts, most=9):
+        scenes = []
+        for prompt in prompts:
+            record, number, colour = asked[prompt]
+            thing = Thing(pictures.places[record.file], count=min(number, most))
+            scenes.append(pictures.examples["train"].image(Scene(128, 128, colour, (thing,))))
+        return scenes
+
+    perfect = judge_counts(pictures, pixels, 8, 0, draw)
+    assert perfect["scenes"] > 2
+    assert perfect["drawn_en"] == perfect["drawn_zh"] == {"copy_at_place": 1.0, "number": 1.0, "all_right": 1.0}
+    single = judge_counts(pictures, pixels, 8, 0, lambda prompts: draw(prompts, 1))
+    assert single["drawn_en"]["number"] == single["drawn_en"]["all_right"] == 0
+
+
+def test_shapes_are_counted_and_blank_pictures_known():
+    picture = np.full((128, 128, 3), 250, np.uint8)
+    assert is_blank(picture)
+    assert shapes_on_ground(picture) == 0
+    for left in (10, 60, 100):
+        picture[50:70, left : left + 15] = (200, 30, 30)
+    picture[5:8, 5:8] = 0  # a speck
+    assert shapes_on_ground(picture) == 3
+    assert not is_blank(picture)
+
+
+def test_natural_wording_stands_beside_template_wording(pictures):
+    """A system that knows what is meant scores as well in both; one that draws nothing scores nothing."""
+    from mindpangu.data.natural import natural_prompts
+
+    known = {r.concept: r for r in pictures.asked("train")}
+    meant = {p.prompt: next((known[c] for c in p.concepts if c in known), None) for p in natural_prompts()}
+    plain = {record.name[x]: record for record in known.values() for x in ("en", "zh")}
+
+    def draw(prompts):
+        found = [meant.get(p) or plain.get(p) or plain.get(p.split(",")[0]) for p in prompts]
+        return [pictures.render(record) for record in found]
+
+    result = judge_natural(pictures, Galleries(pictures, pixels), draw)
+    for language in ("en", "zh"):
+        assert result[language]["prompts"] > 0
+        assert result[language]["natural"]["R@1"] == result[language]["template"]["R@1"] == 1
+        assert result[language]["ratio"] == 1
+        assert not result[language]["missed"]
