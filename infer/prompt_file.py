@@ -102,6 +102,9 @@ def read_rows(path: Path, defaults: Mapping[str, Any]) -> Iterator[tuple[int, Ro
         if isinstance(values, str):
             yield line, values
             continue
+        if "prompt" not in {**defaults, **values}:
+            yield line, f"line {line}: prompt: missing; say what to draw"
+            continue
         try:
             yield line, parse({**defaults, **values}, Row, f"line {line}")
         except UserError as error:

@@ -282,7 +282,7 @@ def test_the_same_rows_in_three_forms(tmp_path):
     assert of_table == [Row(**row) for row in rows]
     assert [row for _, row in read_rows(written(tmp_path, rows), {})] == of_table
     of_text = list(read_rows(tmp_path / "p.txt", {"seed": 4}))
-    assert of_text == [(1, Row("a fox, red", seed=4)), (3, Row('007, "bond"', seed=4))]
+    assert of_text == [(1, Row(prompt="a fox, red", seed=4)), (3, Row(prompt='007, "bond"', seed=4))]
     (tmp_path / "p.csv").write_text("text\nx\n")
     with pytest.raises(UserError, match="one of them is prompt"):
         list(read_rows(tmp_path / "p.csv", {}))

@@ -208,7 +208,7 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     from mindpangu.config import dump
     from mindpangu.evaluation.coop_experiment import Experiment, grid, table
     from mindpangu.evaluation.judge import Pictures
-    from tests.infer.test_judge import pixels
+    from tests.evaluation.test_judge import pixels
     from tests.tiny import with_lines
 
     with_lines(tmp_path / "data")
