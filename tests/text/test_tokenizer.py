@@ -74,16 +74,11 @@ def test_the_unread_end_starts_where_the_ids_end():
     assert A.unread("狐" * 13 + "狸, 3D") == ", 3D"
 
 
-# Without Cn: the tokenizers' library knows newer letters, and their lower case, than this Python's Unicode.
-@given(st.text(st.characters(blacklist_categories=("Cs", "Cn", "Lu", "Lt", "Z", "C", "M")), max_size=20))
+@given(st.text(st.characters(blacklist_categories=("Cs", "Z", "C")), max_size=20))
 @settings(max_examples=60)
 def test_the_byte_level_tokenizer_loses_nothing(text):
-    """What goes in comes out, up to white space, modifiers of emoji and NFKC."""
-    import unicodedata
-
-    for modifier in map(chr, range(0x1F3FB, 0x1F400)):
-        text = text.replace(modifier, "")
-    expected = unicodedata.normalize("NFKC", text).lower()
+    """What comes out is what its own normalizer (NFKC, lower case, no modifiers) makes of what goes in, spaces apart."""
+    expected = B.tokenizer.normalizer.normalize_str(text)
     assert B.tokenizer.decode(B.tokenizer.encode(text).ids).replace(" ", "") == expected.replace(" ", "")
 
 
