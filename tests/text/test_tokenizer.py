@@ -77,7 +77,7 @@ def test_the_unread_end_starts_where_the_ids_end():
 @given(st.text(st.characters(blacklist_categories=("Cs", "Z", "C")), max_size=20))
 @settings(max_examples=60)
 def test_the_byte_level_tokenizer_loses_nothing(text):
-    """What comes out is what its own normalizer (NFKC, lower case, no modifiers) makes of what goes in, spaces apart."""
+    """What comes out is what its own normalizer (NFKC, lower case, no modifiers) makes of it, spaces apart."""
     expected = B.tokenizer.normalizer.normalize_str(text)
     assert B.tokenizer.decode(B.tokenizer.encode(text).ids).replace(" ", "") == expected.replace(" ", "")
 
