@@ -190,9 +190,7 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
     `real` is what the same check says of the scenes drawn from real pictures.
     """
     rng = np.random.default_rng(seed)
-    style = sorted({r.style for r in pictures.records})[0]
-    trained = [r for r in pictures.asked("train") if r.style == style]
-    pool = [trained[i] for i in rng.permutation(len(trained))[:POOL]]
+    style, pool = _pool(pictures, rng)
     if len(pool) < 2:
         raise UserError(f"compositions need at least two trained pictures of style {style}; found {len(pool)}")
     colours = COUNTED_ON
@@ -250,9 +248,7 @@ def judge_counts(pictures: Pictures, judge: Judge, count: int, seed: int, draw: 
     Only things are asked for whose real scenes pass both, so `real` is 1.
     """
     rng = np.random.default_rng(seed)
-    style = sorted({r.style for r in pictures.records})[0]
-    trained = [r for r in pictures.asked("train") if r.style == style]
-    pool = [trained[i] for i in rng.permutation(len(trained))[:POOL]]
+    style, pool = _pool(pictures, rng)
     galleries = {c: judge([_cell_image(pictures, r, c) for r in pool]) for c in COUNTED_ON}
 
     def check(images: Sequence[np.ndarray], asked: Sequence[tuple[int, int, str]]) -> list[tuple[float, bool, bool]]:
@@ -304,6 +300,13 @@ def is_blank(image: np.ndarray) -> bool:
     """Whether nearly all pixels of an (H, W, 3) uint8 picture equal its ground."""
     ground = np.median(image.reshape(-1, 3), axis=0)
     return bool((np.abs(image.astype(int) - ground).max(-1) <= GROUND).mean() >= BLANK)
+
+
+def _pool(pictures: Pictures, rng: np.random.Generator) -> tuple[str, list[manifest.Record]]:
+    """The first style, and up to POOL trained pictures of it, among which things in a scene are looked for."""
+    style = sorted({r.style for r in pictures.records})[0]
+    trained = [r for r in pictures.asked("train") if r.style == style]
+    return style, [trained[i] for i in rng.permutation(len(trained))[:POOL]]
 
 
 def _frame(image: np.ndarray) -> np.ndarray:

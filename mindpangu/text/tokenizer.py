@@ -77,7 +77,7 @@ class TextTokenizer:
 
 
 # Joiners, variation selectors and skin tones: what a picture of an emoji does not show.
-EMOJI_MODIFIERS = Regex("[\u200d\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
+EMOJI_MODIFIERS = "[\u200d\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]"
 CJK = Regex("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
@@ -85,7 +85,7 @@ def robust() -> list[normalizers.Normalizer]:
     """What both of our own tokenizers do first: full-width forms to plain ones, white space to single spaces."""
     return [
         normalizers.NFKC(),
-        normalizers.Replace(EMOJI_MODIFIERS, ""),
+        normalizers.Replace(Regex(EMOJI_MODIFIERS), ""),
         normalizers.Replace(Regex(r"\s+"), " "),
         normalizers.Strip(),
     ]

@@ -13,6 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from mindpangu.checkpoint.store import load_tensors, read_card
+from mindpangu.text.tokenizer import EMOJI_MODIFIERS
 
 FILE = "vocabulary.safetensors"  # beside the text encoders; its sidecar has the words
 ALIKE = 0.78  # difflib's ratio from which a word is another one's slip
@@ -106,7 +107,7 @@ class Vocabulary:
 def normalized(text: str) -> str:
     """Full-width forms plain, lower case, no variation selectors, joiners or skin tones."""
     plain = unicodedata.normalize("NFKC", text).lower()
-    return re.sub("[\u200d\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]", "", plain)
+    return re.sub(EMOJI_MODIFIERS, "", plain)
 
 
 def words_and_pieces(texts: Iterable[str]) -> dict[str, Any]:
