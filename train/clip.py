@@ -27,7 +27,7 @@ from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpi
 from mindpangu.text.vocabulary import FILE as VOCABULARY
 from mindpangu.text.vocabulary import words_and_pieces
 from mindpangu.train.config import ClipTask, TrainConfig
-from mindpangu.train.teacher import WIDTH, features, free_texts
+from mindpangu.train.teacher import WIDTH, features, free_texts, token_vectors
 
 CORPUS = 20000  # scenes whose captions, in each language, the tokenizers are trained on
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP
@@ -124,6 +124,8 @@ class TrainClip:
             plain = [self.examples.captions.plain(self._scene(i), "en") for i in range(self.task.scenes)]
             self.teacher = features([*plain, *self.free], config.output_dir / "teacher.safetensors")
         self.loss_net = ClipLoss(self.task)
+        if self.task.distill is not None:
+            self._start_from_teacher()
         self._shown = ClipLoss(self.task)
 
     def _scene(self, index: int) -> Scene:
@@ -137,6 +139,17 @@ class TrainClip:
         assert config.clip.distill is not None
         distill, rng = config.clip.distill, np.random.default_rng([config.context.seed, 7])
         return free_texts(manifest.read(config.data.folder), distill.words, distill.sentences, rng)
+
+    def _start_from_teacher(self) -> None:
+        """Give both encoders token vectors that are fitted to the teacher: words mean something from the first step."""
+        count = min(CORPUS, self.task.scenes)
+        scenes = [self._scene(i) for i in range(count)]
+        captions = [self.examples.caption(s, i, language) for language in LANGUAGES for i, s in enumerate(scenes)]
+        known = np.concatenate([self.teacher[:count], self.teacher[:count], self.teacher[self.task.scenes :]])
+        for encoder, tokenizer in zip((self.loss_net.text_a, self.loss_net.text_b), self.tokenizers):
+            table = next(p for p in encoder.get_parameters() if p.name.endswith("token_embedding.embedding_table"))
+            vectors = token_vectors(tokenizer, [*captions, *self.free], known, table.shape[1])
+            table.set_data(Tensor(vectors))
 
     def _tokenizers(self, task: ClipTask, folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
         """Those in the run's folder, or new ones trained on captions of the training scenes and the free texts."""

@@ -13,12 +13,15 @@ from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.lexicon import emoji_of, noun
 from mindpangu.data.manifest import Record
 from mindpangu.errors import UserError
+from mindpangu.text.tokenizer import TextTokenizer
 
 WIDTH = 512  # of the teacher's features
 BATCH = 256
 MOST_LETTERS = 4  # of a Chinese word
 DESCRIPTIVE = ("n", "v", "a")  # parts of speech of the Chinese words that are taken, but for names of people and places
 PROPER = ("nr", "ns", "nt", "nz")
+RIDGE = 0.3  # of the token vectors' regression
+TABLE_RMS = 0.3  # of the token vectors that a training starts from: large beside what Adam changes in some steps
 
 
 def features(texts: Sequence[str], cache: Path) -> np.ndarray:
@@ -44,6 +47,27 @@ def features(texts: Sequence[str], cache: Path) -> np.ndarray:
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-8)
     save_checkpoint(cache, {"features": found}, {"texts": key})
     return found
+
+
+def token_vectors(tokenizer: TextTokenizer, texts: Sequence[str], features: np.ndarray, width: int) -> np.ndarray:
+    """(vocab_size, width) float32: vectors of tokens whose sum over a text is nearest to the teacher's features of it.
+
+    Ridge regression of `features` (len(texts), WIDTH) on the counts of tokens over the root of their number, then the
+    `width` principal directions of the vectors, to an rms of TABLE_RMS. A sentence encoder's static embeddings keep
+    most of what it knows of words (Model2Vec); tokens that no text has are zeros.
+    """
+    from scipy.sparse import csr_matrix
+
+    pieces = [one.ids for one in tokenizer.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    lengths = np.array([len(ids) for ids in pieces])
+    share = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
+    indices = np.concatenate(pieces).astype(np.int64)
+    bags = csr_matrix((share, indices, np.append(0, lengths.cumsum())), (len(texts), tokenizer.vocab_size))
+    gram = (bags.T @ bags).toarray() + RIDGE * np.eye(tokenizer.vocab_size)
+    vectors = np.linalg.solve(gram, bags.T @ features.astype(np.float64))
+    directions = np.linalg.eigh(vectors.T @ vectors)[1][:, -width:]
+    table = vectors @ directions
+    return (table * (TABLE_RMS / np.sqrt((table**2).mean()))).astype(np.float32)
 
 
 def free_texts(records: Iterable[Record], words: int, sentences: int, rng: np.random.Generator) -> list[str]:
