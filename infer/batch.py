@@ -21,9 +21,10 @@ from mindpangu.data.shards import write as write_shard
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.infer.coop import CoopConfig, CoopDraw
+from mindpangu.infer.drawing import Drawing
 from mindpangu.infer.image_file import FORMATS, encoded
 from mindpangu.infer.init_image import InitImage
-from mindpangu.infer.pipeline import Drawing, PanGuDraw
+from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.prompt_file import Row, read_rows
 from mindpangu.infer.request import Request, check, request_for
 from mindpangu.parallel.ranks import Ranks
@@ -60,14 +61,16 @@ class BatchModels:
         if row.coop is None:
             check(self._request(pictures), self.model.spec)
         else:
-            self._together(row.coop, pictures[:1]).asked(**_asked(pictures[:1]))
+            together = self._recipe(row, row.coop)
+            together.asked(**_asked(pictures[:1]))
+            together.looking_at(_lines(pictures[:1]), 1)
 
     def draw(self, pictures: Sequence[Picture]) -> list[Drawing]:
         """Pictures of alike rows, drawn together."""
         row = pictures[0].row
         if row.coop is None:
             return list(self.model.draw(self._request(pictures)))
-        return self._together(row.coop, pictures)(**_asked(pictures))
+        return self._recipe(row, row.coop)(**_asked(pictures), lines=_lines(pictures))
 
     def _request(self, pictures: Sequence[Picture]) -> Request:
         row, spec = pictures[0].row, self.model.spec
@@ -82,19 +85,12 @@ class BatchModels:
 
     def _recipe(self, row: Row, recipe: Path) -> CoopDraw:
         if recipe not in self._recipes:
-            self._recipes[recipe] = CoopDraw(load(recipe, CoopConfig), row.line, self.device, self._models)
+            self._recipes[recipe] = CoopDraw(load(recipe, CoopConfig), self.device, self._models)
         return self._recipes[recipe]
 
-    def _together(self, recipe: Path, pictures: Sequence[Picture]) -> CoopDraw:
-        """The recipe's models, looking at the pictures' lines."""
-        together = self._recipe(pictures[0].row, recipe)
-        lines = [picture.row.line for picture in pictures if picture.row.line is not None]
-        if bool(lines) != together.looks:
-            needed = "a member looks at a picture: name it in" if together.looks else "nobody looks at a picture: empty"
-            raise UserError(f"{recipe}: {needed} the column line")
-        if lines:
-            together.look_at(lines)
-        return together
+
+def _lines(pictures: Sequence[Picture]) -> list[Path]:
+    return [picture.row.line for picture in pictures if picture.row.line is not None]
 
 
 def _asked(pictures: Sequence[Picture]) -> dict[str, Any]:
@@ -102,8 +98,7 @@ def _asked(pictures: Sequence[Picture]) -> dict[str, Any]:
     row = pictures[0].row
     return {
         "prompts": tuple(picture.row.prompt for picture in pictures),
-        "seed": tuple(picture.row.seed for picture in pictures),
-        "indices": tuple(picture.index for picture in pictures),
+        "seed": tuple(picture.row.seed + picture.index for picture in pictures),
         "steps": row.steps,
         "sampler": row.sampler,
         "sigmas": row.sigmas,

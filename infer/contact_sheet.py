@@ -14,7 +14,7 @@ import manimgx_fonts_cjk
 from PIL import Image, ImageDraw, ImageFont
 
 from mindpangu.data.lexicon import concept_of, nouns
-from mindpangu.infer.pipeline import Drawing
+from mindpangu.infer.drawing import Drawing
 
 CAPTION_SIZE, CAPTION_LINES, MARGIN = 13, 3, 8
 LINE = CAPTION_SIZE + 3

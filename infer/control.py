@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 from PIL import Image
 
-from mindpangu import zoo
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, repeat_rows
 from mindpangu.errors import UserError
@@ -20,7 +19,9 @@ from mindpangu.infer.init_image import InitImage, read_lines
 
 if TYPE_CHECKING:
     from mindpangu.models.controlnet import ControlNet
-    from mindpangu.spec import UNetSpec
+
+
+Picture = Union[Path, Image.Image]
 
 
 @dataclass(frozen=True)
@@ -38,36 +39,24 @@ class Control:
     end: float = 1.0
     lines: bool = False
 
-    @classmethod
-    def open(
-        cls,
-        folder: Path,
-        picture: Union[Path, Image.Image],
-        size: tuple[int, int],
-        strength: float = 1.0,
-        start: float = 0.0,
-        end: float = 1.0,
-        lines: bool = False,
-    ) -> Control:
-        """The ControlNet of a folder that `convert --controlnet` wrote, and a picture fitted to (width, height).
-
-        Raises:
-            UserError: a file is absent or not what it should be, or an option is out of its range.
-        """
-        from mindpangu.models.loading import load_controlnet
-
-        if not 0 <= start < end <= 1 or not np.isfinite(strength):
+    def __post_init__(self) -> None:
+        """Raises: UserError where an option is out of its range."""
+        if not 0 <= self.start < self.end <= 1 or not np.isfinite(self.strength):
             raise UserError(
-                f"control {folder}: strength {strength}, start {start}, end {end}: a finite strength and "
+                f"control: strength {self.strength}, start {self.start}, end {self.end}: a finite strength and "
                 "0 <= start < end <= 1 are needed"
             )
-        net = load_controlnet(zoo.locate(folder) / "controlnet.safetensors")
-        return cls(net, fitted(picture, size, lines), strength, start, end, lines)
 
-    def looking_at(self, pictures: Sequence[Union[Path, Image.Image]]) -> Control:
-        """The same, with other pictures, one for each that is to be drawn. Raises: UserError."""
-        size = (self.picture.shape[-2], self.picture.shape[-3])
-        return replace(self, picture=np.stack([fitted(one, size, self.lines) for one in pictures]))
+    @classmethod
+    def open(cls, net: ControlNet, pictures: Sequence[Picture], size: tuple[int, int], **options: Any) -> Control:
+        """What `net` looks at, fitted to (width, height): one picture, or one for each that is to be drawn.
+
+        Raises:
+            UserError: a file is absent or no picture, or an option is out of its range.
+        """
+        fit = read_lines if options.get("lines") else _cover
+        seen = np.stack([fit(one, size) for one in pictures])
+        return cls(net, seen[0] if len(seen) == 1 else seen, **options)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,25 +64,13 @@ class Control:
         digest = hashlib.sha256(self.picture.tobytes()).hexdigest()[:16]
         return {"picture": digest, "strength": self.strength, "start": self.start, "end": self.end}
 
-    def fits(self, spec: UNetSpec, factor: int) -> bool:
-        """Whether the net was made for UNets of this shape and an autoencoder of this factor."""
-        return replace(self.net.spec, out_channels=spec.out_channels) == spec and self.net.factor == factor
-
     def of(self, numbers: range) -> Control:
         """What steers these pictures of a request."""
         return self if self.picture.ndim == 3 else replace(self, picture=self.picture[numbers.start : numbers.stop])
 
 
-def stand_in() -> Image.Image:
-    """A drawing of one dot, for ControlNets that are to look at others later."""
-    picture = Image.new("RGB", (8, 8), "white")
-    picture.putpixel((4, 4), (0, 0, 0))
-    return picture
-
-
-def fitted(picture: Union[Path, Image.Image], size: tuple[int, int], lines: bool) -> np.ndarray:
-    """What a ControlNet sees of a picture at (width, height), (H, W, 3) uint8. Raises: UserError."""
-    return read_lines(picture, size) if lines else InitImage.open(picture, None, size).picture
+def _cover(picture: Picture, size: tuple[int, int]) -> np.ndarray:
+    return InitImage.open(picture, None, size).picture
 
 
 class ControlledDenoiser:

@@ -7,31 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import numpy as np
-from PIL import Image
 
 from mindpangu import zoo
 from mindpangu.checkpoint.store import read_card
 from mindpangu.config import dump
 from mindpangu.diffusion import SAMPLERS
-from mindpangu.diffusion.coop import Bridge, Coop, sample
+from mindpangu.diffusion.coop import Bridge, Coop, MemberState, sample
 from mindpangu.diffusion.denoiser import Denoiser
 from mindpangu.diffusion.schedule import SIGMA_LISTS, NoiseSchedule
 from mindpangu.diffusion.windows import Windowed
 from mindpangu.errors import UserError
-from mindpangu.images import parse_size, to_pictures
-from mindpangu.infer.control import Control
-from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw, Progress, StoppedError, picture_noise, tell
+from mindpangu.images import parse_size
+from mindpangu.infer.control import Control, Picture
+from mindpangu.infer.drawing import Drawing, OnStep, Progress, Report, drawings, noise_of
+from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.request import Request, check, request_for
-from mindpangu.version import __version__
 
 if TYPE_CHECKING:
+    from mindpangu.models.controlnet import ControlNet
     from mindpangu.models.vae import AutoencoderKL
 
 LARGEST_WHOLE = 1024  # pixels a side that a bridge decodes and encodes in one piece
-MEMBER_DRAWS = 1_000_000  # numbers of draws that a member other than the output has to itself
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class ControlConfig:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(f"start {self.start}, end {self.end}: 0 <= start < end <= 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ class Influence:
         return self.share * (t - self.above) / (last - self.above) if self.fade else self.share
 
 
+WeightTable = dict[str, dict[str, Influence]]  # {member: {other member: its influence}}
+
+
 @dataclass(frozen=True)
 class CoopConfig:
     """Who draws together (configs/infer/). `weights`: {member: {other member: its influence}}; the rest is its own.
@@ -98,7 +104,7 @@ class CoopConfig:
 
     members: dict[str, MemberConfig]
     output: str
-    weights: dict[str, dict[str, Influence]]
+    weights: WeightTable
     bridge_every: int = 1
     match: Literal["sigma", "t"] = "sigma"
     one_noise: bool = False
@@ -174,19 +180,13 @@ class CoopDraw:
     >>> pictures = CoopDraw(load("configs/infer/coop_low_high.yaml", CoopConfig))("一只狐狸, 3D风格", seed=1)
     """
 
-    def __init__(
-        self,
-        config: CoopConfig,
-        line: Optional[Union[Path, Image.Image]] = None,
-        device: str = "auto",
-        models: Optional[dict[str, PanGuDraw]] = None,
-    ) -> None:
-        """Load the members; each model once. `line`: the picture that the controls look at.
+    def __init__(self, config: CoopConfig, device: str = "auto", models: Optional[dict[str, PanGuDraw]] = None) -> None:
+        """Load the members; each model once.
 
         `models`: those that are loaded already, by name; more are added.
 
         Raises:
-            UserError: a model or a picture is absent or unfit, or the members cannot draw together.
+            UserError: a model is absent or unfit, or the members cannot draw together.
         """
         self.config, self.names = config, tuple(config.members)
         models = {} if models is None else models
@@ -195,10 +195,13 @@ class CoopDraw:
                 models[member.model] = _latent_model(member.model, device)
         self.models = [models[member.model] for member in config.members.values()]
         self.output = self.names.index(config.output)
-        self.requests = [self._request(name, model, line) for name, model in zip(self.names, self.models)]
-        self._cards = _cards(config)
-        self._nets: dict[Path, Any] = {}  # learned bridges, by folder
+        self.requests = [self._request(name, model) for name, model in zip(self.names, self.models)]
+        self._nets: dict[Path, Any] = {}  # ControlNets and learned bridges, by folder
         self._by_picture: dict[tuple[int, int], ImageBridge] = {}  # a new one would be compiled anew
+        for name, model in zip(self.names, self.models):
+            self._check_controls(name, model)
+        self._cards = _cards(config)
+        self._spaces = [_space(model.folder / "vae.safetensors") for model in self.models]
         self.sides = [self._canvas(i) for i in range(len(self.names))]
         self.shapes = [
             (m.vae.spec.z_channels, height // m.vae.spec.factor, width // m.vae.spec.factor)
@@ -207,7 +210,7 @@ class CoopDraw:
         if config.one_noise and len(set(self.shapes)) > 1:
             raise UserError(f"one_noise: latents of different shapes: {', '.join(map(str, self.shapes))}")
 
-    def _request(self, name: str, model: PanGuDraw, line: Optional[Union[Path, Image.Image]]) -> Request:
+    def _request(self, name: str, model: PanGuDraw) -> Request:
         member, spec = self.config.members[name], model.spec
         request = request_for(
             spec,
@@ -218,20 +221,18 @@ class CoopDraw:
             negative=member.negative,
         )
         check(request, spec)
-        if not member.controls:
-            return request
-        if member.window is not None:
+        return request
+
+    def _check_controls(self, name: str, model: PanGuDraw) -> None:
+        member = self.config.members[name]
+        if member.controls and member.window is not None:
             raise UserError(f"member {name}: window {member.window} does not go with controls")
-        if line is None:
-            raise UserError(f"member {name} looks at a picture; give it with --line")
-        sides = (request.width, request.height)
-        opened = [
-            Control.open(one.net, line, sides, one.strength, one.start, one.end, one.lines) for one in member.controls
-        ]
-        for control in opened:
-            if not all(control.fits(unet, model.vae.spec.factor) for unet in model.model.unets.values()):
-                raise UserError(f"member {name}: a ControlNet does not fit {spec.name}: it was made for other nets")
-        return replace(request, controls=tuple(opened))
+        for one in member.controls:
+            net = self._control_net(one.net)
+            if not all(net.fits(unet, model.vae.spec.factor) for unet in model.model.unets.values()):
+                raise UserError(
+                    f"member {name}: a ControlNet does not fit {model.spec.name}: it was made for nets of another shape"
+                )
 
     def _canvas(self, i: int) -> tuple[int, int]:
         """Width and height that a member draws, in pixels. Raises: UserError."""
@@ -254,53 +255,54 @@ class CoopDraw:
         self,
         prompts: Sequence[str],
         *,
+        lines: Sequence[Picture] = (),
+        weights: Optional[WeightTable] = None,
         progress: Optional[Progress] = None,
         on_step: Optional[OnStep] = None,
         **options: Any,
     ) -> list[Drawing]:
         """Draw pictures of each prompt, in the output's space; see `asked` for the options.
 
-        `on_step` is `PanGuDraw`'s; while the output's member does not take part yet it is shown another's picture.
+        `lines`: what the members' ControlNets look at, one for all pictures or one for each. `weights`: other
+        influences than the recipe's. `progress` and `on_step` are `PanGuDraw`'s; while the output's member does not
+        take part yet, `on_step` is shown another's latents.
 
         Raises:
-            UserError: something cannot be done as asked.
+            UserError: something cannot be done as asked. ValueError: the weights are none.
         """
-        from mindspore import Tensor
-
         model, request = self.models[self.output], self.asked(prompts, **options)
+        config = self.config if weights is None else replace(self.config, weights=weights)
+        controls = self.looking_at(lines, request.pictures)
         levels = SIGMA_LISTS[request.sigmas](model.schedule, request.steps)
-        drawings: list[Drawing] = []
-        for first in range(0, request.pictures, request.batch):
-            numbers = range(first, min(first + request.batch, request.pictures))
-            starts = [request.start_of(number) for number in numbers]
+        settings = self._settings(request, config)
 
-            def noise(i: int, draw: int, starts: Sequence[tuple[int, str, int]] = starts) -> Any:
-                own = 0 if i == self.output or (self.config.one_noise and draw == 0) else (i + 1) * MEMBER_DRAWS
-                return Tensor(np.stack([picture_noise(*start, own + draw, self.shapes[i]) for start in starts]))
+        def denoising(batch: range, report: Report) -> Any:
+            seeds = [request.seed_of(number) for number in batch]
 
-            def report(state: dict, first: int = first, size: int = len(numbers)) -> None:
-                if progress is not None:
-                    progress(first * request.steps + (state["step"] + 1) * size, request.pictures * request.steps)
-                shown = self.output if self.output in state["drawn"] else state["drawn"][0]
-                denoised = state["denoised"].parts[state["drawn"].index(shown)]
-                tell(on_step, {**state, "denoised": denoised, "decode": self.models[shown].vae.decode})
+            def noise(i: int, draw: int) -> Any:
+                own = i != self.output and not (config.one_noise and draw == 0)
+                return noise_of(seeds, self.shapes[i], draw, i + 1 if own else 0)
 
-            coop = self._coop([prompt for _, prompt, _ in starts], numbers)
-            decode, stopped = model.vae.decode, {}
-            try:
-                latents = sample(SAMPLERS[request.sampler], coop, levels, self.output, noise, report)
-            except StoppedError as early:
-                latents, decode = early.state["denoised"], early.state["decode"]
-                stopped = {"stopped_after": early.state["step"] + 1}
-            pictures = to_pictures(decode(latents).asnumpy())
-            for number, start, picture, latent in zip(numbers, starts, pictures, latents.asnumpy()):
-                settings = {**self._settings(request, number), "batch": len(numbers), **stopped}
-                drawings.append(Drawing(Image.fromarray(picture), start[1], start[2], settings, latent))
-        return drawings
+            coop = self._coop(config, controls, [request.prompt_of(number) for number in batch], batch)
+
+            def show(state: MemberState) -> None:
+                report(state, self.models[state.member].vae.decode)
+
+            return sample(SAMPLERS[request.sampler], coop, levels, self.output, noise, show)
+
+        def made(number: int) -> dict[str, Any]:
+            looked = {
+                name: [one.of(range(number, number + 1)).settings for one in of_member]
+                for name, of_member in zip(self.names, controls)
+                if of_member
+            }
+            return {**settings, "controls": looked}
+
+        return list(drawings(request, denoising, model.vae.decode, made, progress, on_step))
 
     def asked(self, prompts: Sequence[str], **options: Any) -> Request:
         """What the output's member is asked for. The options are those of `Request`'s fields that no recipe sets:
-        steps, seed, indices, n, sampler, sigmas, batch.
+        steps, seed, n, sampler, sigmas, batch.
 
         Raises:
             UserError: something cannot be done as asked.
@@ -314,44 +316,72 @@ class CoopDraw:
     @property
     def looks(self) -> bool:
         """Whether a member has a ControlNet, and so a picture to look at."""
-        return any(request.controls for request in self.requests)
+        return any(member.controls for member in self.config.members.values())
 
     @property
     def digest(self) -> str:
         """What tells recipes apart: the members' weights, those of their ControlNets and bridges, and who does what."""
-        content = repr((dump(self.config), [model.digest for model in self.models], self._cards))
+        return self._digest(self.config)
+
+    def _digest(self, config: CoopConfig) -> str:
+        content = repr((dump(config), [model.digest for model in self.models], self._cards))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def weigh(self, weights: dict[str, dict[str, Influence]]) -> None:
-        """Have the same members draw with other influences. Raises: ValueError where they are none."""
-        self.config = replace(self.config, weights=weights)
+    def looking_at(self, lines: Sequence[Picture], pictures: int) -> list[tuple[Control, ...]]:
+        """The ControlNets of each member, looking at the line drawings of so many pictures, or at one for all.
 
-    def look_at(self, lines: Sequence[Union[Path, Image.Image]]) -> None:
-        """Have the controls look at other pictures, one for each that is to be drawn. Raises: UserError."""
-        self.requests = [
-            replace(request, controls=tuple(one.looking_at(lines) for one in request.controls))
-            for request in self.requests
+        Raises:
+            UserError: no readable pictures, or not as many as are needed.
+        """
+        if not self.looks and lines:
+            raise UserError("no member looks at a line drawing; leave line out")
+        if self.looks and len(lines) not in (1, pictures):
+            allowed = "one" if pictures == 1 else f"one, or {pictures}"
+            raise UserError(f"a member looks at a line drawing; {allowed} must be given with line, not {len(lines)}")
+        return [
+            tuple(
+                Control.open(
+                    self._control_net(one.net),
+                    lines,
+                    (request.width, request.height),
+                    strength=one.strength,
+                    start=one.start,
+                    end=one.end,
+                    lines=one.lines,
+                )
+                for one in self.config.members[name].controls
+            )
+            for name, request in zip(self.names, self.requests)
         ]
 
-    def _coop(self, prompts: Sequence[str], numbers: range) -> Coop:
+    def _control_net(self, folder: Path) -> ControlNet:
+        if folder not in self._nets:
+            from mindpangu.models.loading import load_controlnet
+
+            self._nets[folder] = load_controlnet(zoo.locate(folder) / "controlnet.safetensors")
+        return self._nets[folder]
+
+    def _coop(
+        self, config: CoopConfig, controls: Sequence[tuple[Control, ...]], prompts: Sequence[str], numbers: range
+    ) -> Coop:
         """The members' denoisers for these pictures and prompts, and the bridges between them."""
         output = self.models[self.output]
         members = []
-        for name, model, request in zip(self.names, self.models, self.requests):
-            texts = [self.config.members[name].prompt.replace("{}", prompt) for prompt in prompts]
-            schedule = output.schedule if self.config.match == "t" else None
-            controls = tuple(control.of(numbers) for control in request.controls)
-            one: Denoiser = model.guided(replace(request, controls=controls), texts, schedule)
-            if self.config.members[name].window is not None:
+        for name, model, request, looking in zip(self.names, self.models, self.requests, controls):
+            texts = [config.members[name].prompt.replace("{}", prompt) for prompt in prompts]
+            schedule = output.schedule if config.match == "t" else None
+            steered = replace(request, controls=tuple(control.of(numbers) for control in looking))
+            one: Denoiser = model.guided(steered, texts, schedule)
+            if config.members[name].window is not None:
                 factor = model.vae.spec.factor
                 one = Windowed(one, (request.height // factor, request.width // factor))
             members.append(one)
         bridges: dict[tuple[int, int], Bridge] = {}
-        for name, row in self.config.weights.items():
+        for name, row in config.weights.items():
             for other, influence in row.items():
                 j, i = self.names.index(other), self.names.index(name)
                 bridges[j, i] = self._bridge(j, i, influence.bridge)
-        return Coop(members, bridges, partial(self.config.table, output.schedule))
+        return Coop(members, bridges, partial(config.table, output.schedule))
 
     def _bridge(self, j: int, i: int, learned: Optional[Path]) -> Bridge:
         """From member j's latents to member i's. Raises: UserError where a learned bridge leads elsewhere."""
@@ -383,28 +413,24 @@ class CoopDraw:
 
     def _one_space(self, j: int, i: int) -> bool:
         """Whether the latents of two members mean the same."""
-        cards = [read_card(self.models[k].folder / "vae.safetensors") for k in (j, i)]
-        same = cards[0].get("sha256", cards[0].get("shards")) == cards[1].get("sha256", cards[1].get("shards"))
-        return same and self.sides[j] == self.sides[i]
+        return self._spaces[j] == self._spaces[i] and self.sides[j] == self.sides[i]
 
-    def _settings(self, request: Request, number: int) -> dict[str, Any]:
-        seed, prompt, index = request.start_of(number)
-        own = range(number, number + 1)
-        controls = {n: [c.of(own).settings for c in r.controls] for n, r in zip(self.names, self.requests)}
+    def _settings(self, request: Request, config: CoopConfig) -> dict[str, Any]:
         return {
             "model": " + ".join(dict.fromkeys(model.spec.name for model in self.models)),
-            "digest": self.digest,
-            "version": __version__,
-            "prompt": prompt,
-            "seed": seed,
-            "index": index,
+            "digest": self._digest(config),
             "size": "{}x{}".format(*self.sides[self.output]),
             "steps": request.steps,
             "sampler": request.sampler,
             "sigmas": request.sigmas,
-            "coop": dump(self.config),
-            "controls": {name: looked for name, looked in controls.items() if looked},
+            "coop": dump(config),
         }
+
+
+def _space(vae: Path) -> Any:
+    """What tells latent spaces apart: the autoencoder's content, by its sidecar."""
+    card = read_card(vae)
+    return card.get("sha256", card.get("shards"))
 
 
 def _cards(config: CoopConfig) -> list[dict[str, Any]]:

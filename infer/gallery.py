@@ -11,7 +11,7 @@ from urllib.parse import quote
 from mindpangu.errors import UserError
 from mindpangu.infer.image_file import FORMATS, read_settings
 
-SHOWN = ("prompt", "negative", "seed", "index", "size", "steps", "guidance", "sampler", "styles", "model")
+SHOWN = ("prompt", "negative", "seed", "size", "steps", "guidance", "sampler", "styles", "model")
 
 TEMPLATE = Path(__file__).with_name("gallery.html")
 

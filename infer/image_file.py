@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from mindpangu.checkpoint.store import write_atomically
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import contact_sheet
-from mindpangu.infer.pipeline import Drawing, PanGuDraw
+from mindpangu.infer.drawing import Drawing
+from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.request import OPTION_NAMES
 
 SETTINGS_KEY = "mindpangu"
@@ -133,6 +134,8 @@ def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
     missing = [words for key, words in ELSEWHERE.items() if key in settings]
     if missing:
         raise UserError(f"the picture was drawn with {missing[0]}, which is not in it; draw it with the options again")
+    if "index" in settings:
+        raise UserError("the picture is an earlier version's, whose noise depended on the prompt too; draw it anew")
     if settings.get("digest") != model.digest:
         raise UserError(
             f"the picture was drawn by {settings.get('model')} {settings.get('digest', 'of an unknown version')}, and "
@@ -141,12 +144,10 @@ def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
     together = int(settings.get("batch", 1))
     options = {key: settings[key] for key in OPTION_NAMES if key in settings}
     end = settings.get("stopped_after", math.inf)
-    seeds, indices = (int(settings["seed"]),) * together, (int(settings["index"]),) * together
     return model(
         [settings["prompt"]] * together,
-        seed=seeds,
-        indices=indices,
+        seed=(int(settings["seed"]),) * together,
         batch=together,
-        on_step=lambda state: state["step"] + 1 < end,
+        on_step=lambda state: state.step + 1 < end,
         **options,
     )[0]

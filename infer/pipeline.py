@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
-from PIL import Image
 
 from mindpangu import runtime, zoo
 from mindpangu.diffusion import (
@@ -28,13 +27,13 @@ from mindpangu.diffusion import (
 )
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError
-from mindpangu.images import parse_size, to_model, to_pictures
+from mindpangu.images import parse_size, to_model
 from mindpangu.infer.control import Control, ControlledDenoiser
+from mindpangu.infer.drawing import Decode, Drawing, OnStep, Progress, Report, drawings, noise_of
 from mindpangu.infer.request import Request, check, check_size, request_for
 from mindpangu.infer.step_cache import StepCache
 from mindpangu.text.vocabulary import Vocabulary
 from mindpangu.text.weights import parse_weights
-from mindpangu.version import __version__
 
 if TYPE_CHECKING:
     from mindpangu.spec import ModelSpec, PipelineSpec
@@ -42,31 +41,6 @@ if TYPE_CHECKING:
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is given by default
 ROUNDING = 1e-6  # of σ, on its way through a sampler
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text encoders' reach
-
-Progress = Callable[[int, int], None]
-OnStep = Callable[[dict], Optional[bool]]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture and what made it. `settings` is plain data, as written into the PNG's metadata.
-
-    `latents`: (C, h, w) float32, before decoding.
-    """
-
-    image: Image.Image
-    prompt: str
-    index: int
-    settings: Mapping[str, Any]
-    latents: np.ndarray
-
-
-def picture_noise(seed: int, prompt: str, index: int, draw: int, shape: Sequence[int]) -> np.ndarray:
-    """Unit Gaussian noise, a function of (seed, prompt, index of the picture, number of the draw) alone."""
-    digest = hashlib.sha256(prompt.encode()).digest()
-    words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 16, 4)]
-    rng = np.random.default_rng([seed, *words, index, draw])
-    return rng.standard_normal(tuple(shape), np.float32)
 
 
 def is_chinese(prompt: str) -> bool:
@@ -195,9 +169,8 @@ class PanGuDraw:
     ) -> list[Drawing]:
         """Draw `n` pictures of each prompt; options are `Request`'s fields. progress(done, total) counts steps.
 
-        on_step(state) is called at each step of a batch of pictures with the samplers' {"step", "steps", "sigma", "x",
-        "denoised"} and "decode", see `predicted`; where it returns False the batch ends there, with what is predicted
-        by then, and the settings say so ("stopped_after").
+        on_step(state) is called with a `BatchState` at each step of a batch of pictures; where it returns False the
+        batch ends there, with what is predicted by then, and the settings say so ("stopped_after").
 
         Returns:
             A list of Drawings, prompt by prompt.
@@ -219,7 +192,7 @@ class PanGuDraw:
         request = request_for(self.spec, prompts=texts, **options)
         check(request, self.spec)
         for unet in self.model.unets.values():
-            if not all(control.fits(unet, self.vae.spec.factor) for control in request.controls):
+            if not all(control.net.fits(unet, self.vae.spec.factor) for control in request.controls):
                 raise UserError(f"a ControlNet does not fit {self.spec.name}: it was made for nets of another shape")
         check_refiner(request, self.model)
         self._check_latents(request)
@@ -231,9 +204,6 @@ class PanGuDraw:
         """The pictures of a checked request, as they are finished."""
         from mindpangu.models.tiled import TiledDecoder
 
-        numbers = range(request.pictures)
-        batches = [numbers[start : start + request.batch] for start in range(0, request.pictures, request.batch)]
-        decode = self.vae.decode if request.vae_tile is None else TiledDecoder(self.vae, request.vae_tile)
         nearest = self.spec.nearest_size(request.size)
         if nearest != request.size:
             warnings.warn(
@@ -242,22 +212,14 @@ class PanGuDraw:
         for prompt in request.prompts:
             self._warn_if_cut(prompt)
         unknown = self._unknown_words(request)
-        for number, batch in enumerate(batches):
-            report = partial(_report, progress, on_step, number, len(batches), decode)
-            stopped: dict[str, int] = {}
-            try:
-                latents = self._denoise(request, batch, report)
-            except StoppedError as early:
-                latents, stopped = early.state["denoised"], {"stopped_after": early.state["step"] + 1}
-            pictures = to_pictures(decode(latents).asnumpy())
-            for one, picture, latent in zip(batch, pictures, latents.asnumpy()):
-                if request.init_image is not None:
-                    picture = request.init_image.keep_rest(picture)  # noqa: PLW2901
-                seed, prompt, index = request.start_of(one)
-                settings = {**self._settings(request, seed, prompt, index), "batch": len(batch), **stopped}
-                if unknown[prompt]:
-                    settings["unknown"] = unknown[prompt]
-                yield Drawing(Image.fromarray(picture), prompt, index, settings, latent)
+        decode = self.vae.decode if request.vae_tile is None else TiledDecoder(self.vae, request.vae_tile)
+
+        def settings(number: int) -> dict[str, Any]:
+            words = unknown[request.prompt_of(number)]
+            return {**self._settings(request), "unknown": words} if words else self._settings(request)
+
+        denoising = partial(self._denoise, request, decode)
+        return drawings(request, denoising, decode, settings, progress, on_step)
 
     def _check_latents(self, request: Request) -> None:
         if request.latents is not None:
@@ -357,7 +319,7 @@ class PanGuDraw:
         guided = Guided(denoiser, request.guidance, tuple(request.styles.values()), request.rescale, between)
         return Conditioned(guided, self._condition(request, prompts))
 
-    def _denoise(self, request: Request, batch: range, on_step: Callable[[dict], None]) -> Any:
+    def _denoise(self, request: Request, decode: Decode, batch: range, report: Report) -> Any:
         """Clean latents of a batch: the numbers of its pictures in the request."""
         from mindspore import Tensor
 
@@ -368,9 +330,9 @@ class PanGuDraw:
         def noise(draw: int) -> Any:
             if draw == 0 and request.latents is not None:
                 return Tensor(np.asarray(request.latents[batch.start : batch.stop], np.float32))
-            return Tensor(np.stack([picture_noise(*request.start_of(one), draw, shape) for one in batch]))
+            return noise_of([request.seed_of(one) for one in batch], shape, draw)
 
-        prompts = [request.start_of(one)[1] for one in batch]
+        prompts = [request.prompt_of(one) for one in batch]
         denoiser: Denoiser = self.guided(request, prompts)
         if request.refiner is not None:
             refining = replace(request, styles={}, controls=())
@@ -387,10 +349,10 @@ class PanGuDraw:
             start,
             sigmas,
             noise=lambda step: noise(step + 1),
-            callback=on_step,
+            callback=lambda state: report(state, decode),
         )
 
-    def _settings(self, request: Request, seed: int, prompt: str, index: int) -> dict[str, Any]:
+    def _settings(self, request: Request) -> dict[str, Any]:
         shown = request.options
         if request.init_image is None:
             del shown["strength"]
@@ -404,40 +366,4 @@ class PanGuDraw:
             shown.update(refiner=request.refiner.spec.name, refine_below=request.refine_below)
         if self.loras:
             shown["loras"] = self.loras
-        return {
-            "model": self.spec.name,
-            "digest": self.digest,
-            "version": __version__,
-            "prompt": prompt,
-            "seed": seed,
-            "index": index,
-            **shown,
-            "styles": dict(request.styles),
-        }
-
-
-class StoppedError(Exception):
-    """`on_step` asked to stop at this state."""
-
-    def __init__(self, state: dict) -> None:
-        super().__init__()
-        self.state = state
-
-
-def predicted(state: dict) -> list[Image.Image]:
-    """What a state that `on_step` is given promises: the pictures of the clean latents as predicted by then."""
-    return [Image.fromarray(picture) for picture in to_pictures(state["decode"](state["denoised"]).asnumpy())]
-
-
-def tell(on_step: Optional[OnStep], state: dict) -> None:
-    """Raises: StoppedError where `on_step` asks to stop."""
-    if on_step is not None and on_step(state) is False:
-        raise StoppedError(state)
-
-
-def _report(
-    progress: Optional[Progress], on_step: Optional[OnStep], batch: int, batches: int, decode: Callable, state: dict
-) -> None:
-    if progress is not None:
-        progress(batch * state["steps"] + state["step"] + 1, batches * state["steps"])
-    tell(on_step, {**state, "decode": decode})
+        return {"model": self.spec.name, "digest": self.digest, **shown, "styles": dict(request.styles)}

@@ -61,12 +61,11 @@ OPTION_NAMES = tuple(one.name for one in fields(SamplingOptions))
 class Request(SamplingOptions):
     """Prompts and how to draw them; made by `request_for`, which puts the model's defaults in.
 
-    n: pictures a prompt; seed: one for all pictures, or one for each, which is then what that seed alone draws of its
-    prompt; indices: with one seed for each, which of that seed's pictures it is, by default its first; init_image: a
-    picture to start from; controls: ControlNets that steer; latents: unit Gaussian (pictures, C, h, w) to start from
-    instead of the seed's; refiner: another model of the same latents that draws at t < refine_below; batch: pictures
-    drawn together, the fewer the less memory; vae_tile: side in pixels of the tiles in which pictures are decoded, None
-    for whole pictures.
+    n: pictures a prompt; seed: of each prompt's first picture, the others having seed + 1, seed + 2, …, or one for each
+    picture; init_image: a picture to start from; controls: ControlNets that steer; latents: unit Gaussian (pictures, C,
+    h, w) to start from instead of the seed's; refiner: another model of the same latents that draws at t <
+    refine_below; batch: pictures drawn together, the fewer the less memory; vae_tile: side in pixels of the tiles in
+    which pictures are decoded, None for whole pictures.
     """
 
     size: str = ""
@@ -75,7 +74,6 @@ class Request(SamplingOptions):
     prompts: tuple[str, ...] = ()
     seed: Union[int, tuple[int, ...]] = 0
     n: int = 1
-    indices: tuple[int, ...] = ()
     init_image: Optional[InitImage] = None
     controls: tuple[Control, ...] = ()
     latents: Optional[np.ndarray] = None
@@ -109,12 +107,13 @@ class Request(SamplingOptions):
         """How many are asked for."""
         return len(self.prompts) * self.n
 
-    def start_of(self, number: int) -> tuple[int, str, int]:
-        """Of picture `number`: seed, prompt, and its index among those of one prompt and one seed."""
-        prompt, index = divmod(number, self.n)
-        if isinstance(self.seed, int):
-            return self.seed, self.prompts[prompt], index
-        return self.seed[number], self.prompts[prompt], self.indices[number] if self.indices else 0
+    def prompt_of(self, number: int) -> str:
+        """The prompt of picture `number`."""
+        return self.prompts[number // self.n]
+
+    def seed_of(self, number: int) -> int:
+        """The seed of picture `number`."""
+        return self.seed + number % self.n if isinstance(self.seed, int) else self.seed[number]
 
     @property
     def height(self) -> int:
@@ -170,8 +169,6 @@ def check(request: Request, spec: PipelineSpec) -> None:
             raise UserError(f"seed is {seed}; 0 to {MAX_SEED} is allowed")
     if not isinstance(request.seed, int) and len(request.seed) != request.pictures:
         raise UserError(f"{len(request.seed)} seeds for {request.pictures} pictures; give one, or one for each picture")
-    if request.indices and (isinstance(request.seed, int) or len(request.indices) != len(request.seed)):
-        raise UserError("indices: one for each of the pictures' seeds is needed")
     if not math.isfinite(request.guidance):
         raise UserError(
             f"guidance is {request.guidance}; a finite number is needed, for example {spec.default_guidance}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional
 
 from mindspore import Tensor, nn
@@ -9,7 +10,7 @@ from mindspore import Tensor, nn
 from mindpangu import ops
 from mindpangu.models.layers import Conv2d, conv3x3
 from mindpangu.models.unet import UNetEncoder
-from mindpangu.spec import ControlNetSpec
+from mindpangu.spec import ControlNetSpec, UNetSpec
 
 
 def zero_conv(channels: int) -> nn.CellList:
@@ -36,6 +37,10 @@ class ControlNet(UNetEncoder):
         self.input_hint_block = nn.CellList([*layers, nn.Identity(), last])
         self.zero_convs = nn.CellList([zero_conv(channels) for channels in self.skip_channels])
         self.middle_block_out = zero_conv(self.skip_channels[-1])
+
+    def fits(self, spec: UNetSpec, factor: int) -> bool:
+        """Whether the net was made for UNets of this shape and an autoencoder of this factor."""
+        return replace(self.spec, out_channels=spec.out_channels) == spec and self.factor == factor
 
     def look(self, hint: Tensor) -> Tensor:
         """The stem: (N, 3, h·f, w·f) -> (N, model_channels, h, w)."""

@@ -29,7 +29,7 @@ def measure(
     models: dict[str, PanGuDraw] = {}
     alone = {name: [*overrides, f"output={name}", "weights={}"] for name in recipe.members}
     ways = {
-        name: CoopDraw(load(config, CoopConfig, changed), line, models=models)
+        name: CoopDraw(load(config, CoopConfig, changed), models=models)
         for name, changed in {**alone, TOGETHER: list(overrides)}.items()
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -37,7 +37,9 @@ def measure(
         said(f"turn {turn + 1} of {turns}" if turn >= 0 else "compiling")
         for name, way in ways.items():
             ends: list[float] = []
-            way(PROMPTS, steps=steps, batch=len(PROMPTS), progress=lambda *_, ends=ends: ends.append(time.monotonic()))
+            lines = [line] if line is not None and way.looks else []
+            note = lambda *_, ends=ends: ends.append(time.monotonic())  # noqa: E731
+            way(PROMPTS, lines=lines, steps=steps, batch=len(PROMPTS), progress=note)
             if turn >= 0:
                 found[name].append(1000 * (ends[-1] - ends[0]) / (steps - 1))
     return found

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from mindpangu.cli.generate import check_writable
 from mindpangu.diffusion import SAMPLERS
-from mindpangu.errors import UserError
 
 
 def coop(
@@ -19,7 +18,7 @@ def coop(
     prompt: list[str] = typer.Option(..., help="What to draw, in English or Chinese; may be repeated."),
     line: Optional[Path] = typer.Option(None, help="A picture for the members' ControlNets to look at."),
     steps: int = typer.Option(30, help="Sampling steps."),
-    seed: int = typer.Option(0, help="Picture i is a function of the seed, the prompt and i."),
+    seed: int = typer.Option(0, help="Of each prompt's first picture; the others have seed + 1, seed + 2, …."),
     n: int = typer.Option(1, help="Pictures a prompt."),
     batch: int = typer.Option(8, help="Pictures drawn together; fewer need less memory."),
     sampler: str = typer.Option("euler", help=f"{', '.join(SAMPLERS)}."),
@@ -36,9 +35,7 @@ def coop(
     from mindpangu.infer.coop import CoopConfig, CoopDraw
     from mindpangu.infer.image_file import save_drawings
 
-    together = CoopDraw(load(config, CoopConfig, override), line, device)
-    if line is not None and not together.looks:
-        raise UserError(f"--line {line}: no member of {config} looks at a picture; leave it out")
+    together = CoopDraw(load(config, CoopConfig, override), device)
     with tqdm(total=1, desc="drawing", unit="step") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -46,7 +43,15 @@ def coop(
             bar.update(done - bar.n)
 
         drawings = together(
-            prompt, steps=steps, seed=seed, n=n, sampler=sampler, sigmas=sigmas, batch=batch, progress=progress
+            prompt,
+            lines=[] if line is None else [line],
+            steps=steps,
+            seed=seed,
+            n=n,
+            sampler=sampler,
+            sigmas=sigmas,
+            batch=batch,
+            progress=progress,
         )
     where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")

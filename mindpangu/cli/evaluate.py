@@ -181,13 +181,12 @@ def bridges(
     """Error, PSNR and time of a recipe's learned bridges, beside the image bridge's."""
     from mindpangu.config import load
     from mindpangu.evaluation.bridges import bridge_errors
-    from mindpangu.infer.control import stand_in
     from mindpangu.infer.coop import CoopConfig, CoopDraw
 
     recipe = load(config, CoopConfig)
     host = recipe.members[recipe.output].model
     pipeline, pictures = _open(data, host, "all")
-    together = CoopDraw(recipe, stand_in(), models={host: pipeline})
+    together = CoopDraw(recipe, models={host: pipeline})
     asked = pictures.asked("heldout")[:count]
     _report(bridge_errors(together, [pictures.render(record) for record in asked]), report)
 

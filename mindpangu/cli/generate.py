@@ -116,8 +116,12 @@ def open_init_image(init: Optional[Path], mask: Optional[Path], sides: tuple[int
 def open_controls(wanted: list[tuple[Path, Path, dict[str, Any]]], sides: tuple[int, int]) -> tuple[Control, ...]:
     """The ControlNets of --control, their pictures at (width, height). Raises: UserError."""
     from mindpangu.infer.control import Control
+    from mindpangu.models.loading import load_controlnet
 
-    return tuple(Control.open(folder, picture, sides, **options) for folder, picture, options in wanted)
+    return tuple(
+        Control.open(load_controlnet(zoo.locate(folder) / "controlnet.safetensors"), [picture], sides, **options)
+        for folder, picture, options in wanted
+    )
 
 
 def generate(
@@ -134,7 +138,8 @@ def generate(
     style: list[str] = typer.Option([], help="name=weight: guide towards a style; may be repeated."),
     negative: str = typer.Option("", help="Negative prompt."),
     seed: list[int] = typer.Option(
-        [0], help="Picture i is a function of the seed, the prompt and i; given again and again: one for each picture."
+        [0],
+        help="Of each prompt's first picture, the others having seed + 1, …; may be repeated: one for each picture.",
     ),
     n: int = typer.Option(1, help="Pictures a prompt."),
     batch: int = typer.Option(8, help="Pictures drawn together; fewer need less memory."),

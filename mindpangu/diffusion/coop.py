@@ -20,7 +20,7 @@ from typing import Any, Optional
 import numpy as np
 
 from mindpangu.diffusion.denoiser import Denoiser
-from mindpangu.diffusion.samplers import Callback, Sampler, Sigmas
+from mindpangu.diffusion.samplers import Sampler, Sigmas, StepState
 
 Bridge = Callable[[Any], Any]  # a clean latent of one space -> of another
 Weights = Callable[[float], np.ndarray]  # σ -> (members, members): row i says what member i's prediction is made of
@@ -124,18 +124,24 @@ def stages(weights: Weights, sigmas: Sigmas, output: int) -> list[Stage]:
     return found
 
 
+@dataclass(frozen=True)
+class MemberState(StepState):
+    """A step of a member's latents: the output's, or, while it is not drawn yet, those of the first that is."""
+
+    member: int
+
+
 def sample(
     sampler: Sampler,
     coop: Coop,
     sigmas: Sigmas,
     output: int,
     noise: NoiseOf,
-    callback: Optional[Callback] = None,
+    callback: Optional[Callable[[MemberState], None]] = None,
 ) -> Any:
     """Draw the picture of member `output` with the others' help: its clean latent.
 
     noise(member, 0) starts a member, noise(member, 1) is what it wakes with, later numbers are the sampler's.
-    The callback's states have the members' numbers besides: "drawn", in the order of the `Latents`.
     """
     plan, top = stages(coop.weights, sigmas, output), float(sigmas[0])
     states = {i: noise(i, 0) * float(np.sqrt(1 + top**2)) for i in plan[0].drawn}
@@ -143,17 +149,21 @@ def sample(
         for i in stage.woken:
             states[i] = _woken(coop, states, i, sigmas, stage.first) + noise(i, 1) * float(sigmas[stage.first])
 
-        def report(state: dict, stage: Stage = stage) -> None:
+        def fresh(step: int, stage: Stage = stage) -> Latents:
+            return Latents([noise(i, 2 + stage.first + step) for i in stage.drawn])
+
+        def report(state: StepState, stage: Stage = stage) -> None:
             if callback is not None:
-                here = {"step": stage.first + state["step"], "steps": len(sigmas) - 1, "drawn": stage.drawn}
-                callback({**state, **here})
+                member = output if output in stage.drawn else stage.drawn[0]
+                x, denoised = (one.parts[stage.drawn.index(member)] for one in (state.x, state.denoised))
+                callback(MemberState(stage.first + state.step, len(sigmas) - 1, state.sigma, x, denoised, member))
 
         now = Coop(coop.members, coop.bridges, coop.weights, stage.drawn)
         out = sampler(
             now,
             Latents([states[i] for i in stage.drawn]),
             sigmas[stage.first : stage.last + 1],
-            noise=lambda step, stage=stage: Latents([noise(i, 2 + stage.first + step) for i in stage.drawn]),
+            noise=fresh,
             callback=report,
         )
         states = dict(zip(stage.drawn, out.parts))

@@ -4,28 +4,54 @@
 
 denoise(x, sigma (N,)) -> x0, a `Denoiser` with its condition bound. x: the latent at sigmas[0]; whatever has +, − and
 multiplication by a number will do. noise(i) -> unit Gaussian noise shaped like x for step i; only the stochastic ones
-ask for it. callback gets {"step", "steps", "sigma", "x", "denoised"} after each prediction.
+ask for it. callback gets a `StepState` after each prediction.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Optional, Union
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol, Union
 
 import numpy as np
 
 Denoise = Callable[[Any, np.ndarray], Any]
 Noise = Callable[[int], Any]
 Sigmas = Union[Sequence[float], np.ndarray]
-Callback = Callable[[dict], None]
-Sampler = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class StepState:
+    """A sampling at `step` of `steps`, just predicted: the latent x at sigma, and the clean latent `denoised`."""
+
+    step: int
+    steps: int
+    sigma: float
+    x: Any
+    denoised: Any
+
+
+Callback = Callable[[StepState], None]
+
+
+class Sampler(Protocol):
+    """A way from noise to a clean latent; see above."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Any,
+        sigmas: Sigmas,
+        noise: Optional[Noise] = None,
+        callback: Optional[Callback] = None,
+    ) -> Any: ...
 
 
 def _predict(denoise: Denoise, x: Any, sigmas: Sigmas, i: int, callback: Optional[Callback]) -> Any:
     denoised = denoise(x, np.full(x.shape[0], float(sigmas[i])))
     if callback is not None:
-        callback({"step": i, "steps": len(sigmas) - 1, "sigma": float(sigmas[i]), "x": x, "denoised": denoised})
+        callback(StepState(i, len(sigmas) - 1, float(sigmas[i]), x, denoised))
     return denoised
 
 

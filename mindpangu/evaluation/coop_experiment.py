@@ -142,11 +142,11 @@ class Experiment:
     def coop(self, *overrides: str) -> Draw:
         """Drawing with the recipe, changed by overrides."""
         config = load(self.config, CoopConfig, overrides)
-        together = CoopDraw(config, self.cases[0].drawing, models=self.models)
+        together = CoopDraw(config, models=self.models)
 
         def draw(part: Sequence[Case], seed: int) -> Images:
-            together.look_at([case.drawing for case in part])
-            drawings = together([case.prompt for case in part], steps=self.steps, seed=seed)
+            lines = [case.drawing for case in part] if together.looks else []
+            drawings = together([case.prompt for case in part], lines=lines, steps=self.steps, seed=seed)
             return [_at_full_size(d.image) for d in drawings]
 
         return draw

@@ -26,11 +26,11 @@ from PIL import Image
 from mindpangu.config import load
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
-from mindpangu.infer.control import stand_in
 from mindpangu.infer.coop import CoopConfig, CoopDraw
+from mindpangu.infer.drawing import BatchState, Drawing, OnStep
 from mindpangu.infer.image_file import encoded, parameters, read_settings
 from mindpangu.infer.init_image import InitImage
-from mindpangu.infer.pipeline import Drawing, OnStep, PanGuDraw
+from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.studio.worker import Job, Preview, Worker
 
 MAX_TEXT, MAX_SEED = 1000, 2**32 - 1
@@ -56,7 +56,7 @@ def open_models(model: str, recipe: Path, device: str) -> Opened:
     if not config.weights.get(config.output):
         raise UserError(f"{recipe}: nobody influences the output {config.output}; the page has a slider for that")
     pipeline = PanGuDraw.from_pretrained(model, device)
-    return Opened(pipeline, CoopDraw(config, stand_in(), device, {model: pipeline}))
+    return Opened(pipeline, CoopDraw(config, device, {model: pipeline}))
 
 
 class Studio:
@@ -72,8 +72,9 @@ class Studio:
         self.models = self.worker.models()
         self._jobs: dict[str, Job[Opened]] = {}  # a visitor's, under way
         self._folder = tempfile.TemporaryDirectory(prefix="mindpangu-studio-")
+        dot = [_dot()] if self.models.together.looks else []
         self.worker.draw(lambda models, _: models.pipeline("a", steps=WARM_STEPS, on_step=_look))
-        self.worker.draw(lambda models, _: models.together(["a"], steps=WARM_STEPS, on_step=_look))
+        self.worker.draw(lambda models, _: models.together(["a"], lines=dot, steps=WARM_STEPS, on_step=_look))
 
     # ---- What a visitor asks for -----------------------------------------------------------------------------------
 
@@ -137,16 +138,14 @@ class Studio:
             output = together.config.output
             (other, influence), *rest = together.config.weights[output].items()
             row = {other: replace(influence, share=share), **dict(rest)}
-            together.weigh({**together.config.weights, output: row})
-            if drawn is not None:
-                together.look_at([drawn])
-            return together([prompt], steps=steps, seed=seed, on_step=on_step)
+            weights = {**together.config.weights, output: row}
+            return together([prompt], lines=drawn, weights=weights, steps=steps, seed=seed, on_step=on_step)
 
         with _refusing():
             prompt = _text(prompt)
             seed = _seed(random, seed)
-            drawn = lines["composite"] if self.models.together.looks and lines else None
-            if self.models.together.looks and (drawn is None or not np.ptp(np.asarray(drawn.convert("L")))):
+            drawn = [lines["composite"]] if self.models.together.looks and lines else []
+            if self.models.together.looks and not (drawn and np.ptp(np.asarray(drawn[0].convert("L")))):
                 raise UserError("draw some lines first · 请先画线条")
         yield from self._watched(work, prompt, seed, history, request)
 
@@ -252,9 +251,16 @@ def _refusing() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def _look(state: dict) -> None:
+def _look(state: BatchState) -> None:
     """Decode what is predicted, so that the decoder is compiled."""
-    state["decode"](state["denoised"]).asnumpy()
+    assert state.pictures
+
+
+def _dot() -> Image.Image:
+    """The least that is a line drawing."""
+    picture = Image.new("RGB", (8, 8), "white")
+    picture.putpixel((4, 4), (0, 0, 0))
+    return picture
 
 
 def _text(given: Optional[str]) -> str:

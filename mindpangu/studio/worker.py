@@ -11,7 +11,7 @@ from typing import Generic, Optional, TypeVar, Union
 
 from PIL import Image
 
-from mindpangu.infer.pipeline import Drawing, OnStep, predicted
+from mindpangu.infer.drawing import BatchState, Drawing, OnStep
 
 PREVIEW_EVERY = 0.2  # seconds, at least, between previews: each decodes the latents
 
@@ -57,11 +57,11 @@ class Job(Generic[Models]):
         except Exception as error:  # the thread that waits for it is to know
             self._events.put(error)
 
-    def _on_step(self, state: dict) -> Optional[bool]:
+    def _on_step(self, state: BatchState) -> Optional[bool]:
         if self._stopped.is_set():
             return False
         if time.monotonic() - self._shown >= PREVIEW_EVERY:
-            self._events.put(Preview(state["step"] + 1, state["steps"], predicted(state)))
+            self._events.put(Preview(state.step + 1, state.steps, state.pictures))
             self._shown = time.monotonic()
         return None
 

@@ -160,7 +160,7 @@ def test_the_callback_counts_through_the_stages():
     weights = lambda sigma: np.array([[1.0, 0.0], [1.0, 0.0] if sigma > SIGMAS[3] else [0.0, 1.0]])  # noqa: E731
     seen = []
     coop = Coop([gaussian(0.0, 1.0), gaussian(1.0, 0.5)], {(0, 1): lambda x: x}, weights)
-    sample(SAMPLERS["euler"], coop, SIGMAS, 1, noise, lambda state: seen.append((state["step"], state["steps"])))
+    sample(SAMPLERS["euler"], coop, SIGMAS, 1, noise, lambda state: seen.append((state.step, state.steps)))
     assert seen == [(k, len(SIGMAS) - 1) for k in range(len(SIGMAS) - 1)]
 
 

@@ -104,5 +104,5 @@ def test_the_callback_sees_every_step(name):
     seen = []
     sigmas = uniform_sigmas(SCHEDULE, 5)
     SAMPLERS[name](lambda x, s: x * 0, np.ones(SHAPE), sigmas, lambda i: np.zeros(SHAPE), seen.append)
-    assert [s["step"] for s in seen] == [0, 1, 2, 3, 4]
-    assert [s["sigma"] for s in seen] == [float(s) for s in sigmas[:-1]]
+    assert [s.step for s in seen] == [0, 1, 2, 3, 4]
+    assert [s.sigma for s in seen] == [float(s) for s in sigmas[:-1]]

@@ -84,7 +84,7 @@ def test_each_picture_is_what_generate_draws_of_its_seed(quiet, model, uncompile
 
         with Image.open(BytesIO(files[f"0000002-{index:03}.png"])) as picture:
             assert np.abs(np.asarray(picture).astype(int) - np.asarray(drawing.image)).max() <= 2
-            assert json.loads(picture.info["mindpangu"])["index"] == index
+            assert json.loads(picture.info["mindpangu"])["seed"] == 3 + index
 
 
 def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, models, tmp_path, uncompiled, monkeypatch):
@@ -218,7 +218,7 @@ def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, models, tmp_
     ]
     plan = planned(written(tmp_path, rows), BatchModels(models.model, str(model_folder)))
     assert [(line, reason.split("; ")[-1]) for line, reason in plan.bad] == [
-        (4, f"{recipe}: a member looks at a picture: name it in the column line"),
+        (4, "one must be given with line, not 0"),
         (5, "the recipe says what its members are asked for"),
         (6, "line 6: line needs coop, the recipe whose members look at it"),
         (7, plan.bad[3][1]),
@@ -230,8 +230,8 @@ def test_a_row_may_be_drawn_by_several_models(model_folder, recipe, models, tmp_
     ]  # fmt: skip
     assert sum(Run(plan, tmp_path / "out", 2, Ranks())(BatchModels(models.model, str(model_folder)))) == 3
     for name, file in (("round", "0000001.png"), ("flat", "0000003.png")):
-        together = CoopDraw(load(recipe, CoopConfig), lines[name], models={str(model_folder): models.model})
-        alone = together(["a fox"], seed=3, steps=1)[0]
+        together = CoopDraw(load(recipe, CoopConfig), models={str(model_folder): models.model})
+        alone = together(["a fox"], lines=[lines[name]], seed=3, steps=1)[0]
         with Image.open(tmp_path / "out" / file) as picture:
             assert np.abs(np.asarray(picture, int) - np.asarray(alone.image, int)).max() <= 1
         settings = read_settings(tmp_path / "out" / file)

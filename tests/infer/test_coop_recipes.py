@@ -88,11 +88,12 @@ def test_recipes_for_real_checkpoints(folders, drawing, uncompiled, recipe):
         )
         for name, member in config.members.items()
     }
-    together = CoopDraw(replace(config, members=members), drawing)
-    drawn = together(["a fox"], steps=3, seed=1)[0]
+    together = CoopDraw(replace(config, members=members))
+    lines = [drawing] if together.looks else []
+    drawn = together(["a fox"], lines=lines, steps=3, seed=1)[0]
     assert drawn.image.size == (128, 128)
     assert np.isfinite(drawn.latents).all()
-    alone = CoopDraw(replace(config, members=members, weights={}), drawing)(["a fox"], steps=3, seed=1)[0]
+    alone = CoopDraw(replace(config, members=members, weights={}))(["a fox"], lines=lines, steps=3, seed=1)[0]
     assert np.abs(drawn.latents - alone.latents).max() > 1e-3
 
 
@@ -110,21 +111,24 @@ def words_and_lines(model_folder, line_model, **changes):
 
 def test_a_model_without_words_follows_its_drawing(model_folder, line_model, drawing):
     config = words_and_lines(model_folder, line_model, output="line", weights={})
-    together = CoopDraw(config, drawing)
-    drawn = together(["a dog", "a cat"], steps=2, seed=1)
+    together = CoopDraw(config)
+    drawn = together(["a dog", "a cat"], lines=[drawing], steps=2, seed=1)
     assert drawn[0].image.size == (32, 32)
     other = Image.new("RGB", (40, 40), "white")
     ImageDraw.Draw(other).line((0, 0, 40, 40), fill="black", width=3)
-    together.look_at([Image.open(drawing), other])
-    each = together(["a dog", "a cat"], steps=2, seed=1, batch=1)
+    lines = [Image.open(drawing), other]
+    each = together(["a dog", "a cat"], lines=lines, steps=2, seed=1, batch=1)
     np.testing.assert_allclose(each[0].latents, drawn[0].latents, atol=1e-4)
     assert np.abs(each[1].latents - drawn[1].latents).max() > 1e-3
     net = together.models[together.output].unets[0].cells.whole
     before = len(net.compile_cache)
-    both = together(["a dog", "a cat"], steps=2, seed=1)
+    both = together(["a dog", "a cat"], lines=lines, steps=2, seed=1)
     assert len(net.compile_cache) == before  # what the ControlNet adds is an input, not a constant
     for one, same in zip(both, each):
         np.testing.assert_allclose(one.latents, same.latents, atol=1e-4)
+    for given in ([], [*lines, drawing]):
+        with pytest.raises(UserError, match=f"one, or 2 must be given with line, not {len(given)}"):
+            together(["a dog", "a cat"], lines=given)
 
 
 def test_a_drawing_is_fitted_whole_and_whichever_way_round(drawing, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from mindpangu.errors import UserError
+from mindpangu.infer.drawing import Drawing
 from mindpangu.infer.gallery import page
 from mindpangu.infer.image_file import save_drawing
-from mindpangu.infer.pipeline import Drawing
 
 
 def test_every_picture_is_there_with_what_it_carries(tmp_path):
@@ -21,7 +21,7 @@ def test_every_picture_is_there_with_what_it_carries(tmp_path):
     for i, prompt in enumerate(prompts):
         settings = {"prompt": prompt, "seed": i, "model": "tiny", "digest": "abc", "version": "0"}
         (tmp_path / "a b").mkdir(exist_ok=True)
-        save_drawing(Drawing(Image.new("RGB", (8, 8)), prompt, 0, settings, None), tmp_path / "a b" / f"{i}#.png")
+        save_drawing(Drawing(Image.new("RGB", (8, 8)), prompt, settings, None), tmp_path / "a b" / f"{i}#.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.jpg")
     counted = []
@@ -48,7 +48,7 @@ def test_ten_thousand_pictures_are_searched_in_a_browser(chromium, tmp_path):
         prompt = f"{things[i % 10]}, picture {i}"
         settings = {"prompt": prompt, "seed": i, "model": "tiny", "digest": "abc", "version": "0"}
         color = (i % 251, i % 241, i % 239)
-        save_drawing(Drawing(Image.new("RGB", (8, 8), color), prompt, 0, settings, None), tmp_path / f"{i:05}.png")
+        save_drawing(Drawing(Image.new("RGB", (8, 8), color), prompt, settings, None), tmp_path / f"{i:05}.png")
     (tmp_path / "index.html").write_text(page(tmp_path, lambda count: None), encoding="utf-8")
     context = chromium.new_context()
     browsed, asked = context.new_page(), []

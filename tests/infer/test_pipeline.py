@@ -13,9 +13,10 @@ from mindpangu.data.captions import FRAMES
 from mindpangu.data.lexicon import nouns
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import NO_CHARACTER, contact_sheet, length, runs, wrap
+from mindpangu.infer.drawing import noise_of
 from mindpangu.infer.image_file import read_settings, redraw, save_drawing
-from mindpangu.infer.pipeline import PanGuDraw, picture_noise
-from mindpangu.infer.request import OPTION_NAMES
+from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.infer.request import OPTION_NAMES, Request
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,21 @@ def pipeline(model_folder):
 
 def test_draws_in_both_languages_and_sizes(pipeline):
     drawings = pipeline(["a red bus", "一只狐狸"], steps=3, size="48x32", styles={"fluent_3d": 2.0}, n=2)
-    assert [d.index for d in drawings] == [0, 1, 0, 1]
+    assert [d.settings["seed"] for d in drawings] == [0, 1, 0, 1]
     assert all(d.image.size == (48, 32) for d in drawings)
     assert not np.array_equal(np.asarray(drawings[0].image), np.asarray(drawings[1].image))
 
 
-def test_a_picture_depends_on_seed_prompt_and_index_alone(pipeline):
+def test_the_noise_is_the_seeds_alone_and_picture_i_has_seed_plus_i():
+    noise = noise_of([7, 8], (4, 4, 4), 0).asnumpy()
+    np.testing.assert_array_equal(noise[1], noise_of([8], (4, 4, 4), 0).asnumpy()[0])
+    others = [noise_of([7], (4, 4, 4), *other).asnumpy()[0] for other in ((1,), (0, 1))]
+    assert not any(np.array_equal(noise[0], other) for other in (noise[1], *others))
+    request = Request(prompts=("a", "b"), n=2, seed=5)
+    assert [(request.prompt_of(i), request.seed_of(i)) for i in range(4)] == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
+
+
+def test_a_picture_depends_on_its_seed_and_prompt_alone(pipeline):
     alone = pipeline("a red bus", steps=3, seed=5)[0]
     among = pipeline(["a fox", "a red bus", "dog"], steps=3, seed=5, n=2)[2]
     assert among.prompt == "a red bus"
@@ -172,11 +182,11 @@ def _flip_last_byte(path):
 
 def test_a_callback_sees_every_step_and_can_stop(pipeline):
     seen = []
-    whole = pipeline("a fox", steps=4, on_step=lambda state: seen.append(state["step"]))[0]
+    whole = pipeline("a fox", steps=4, on_step=lambda state: seen.append(state.step))[0]
     assert seen == [0, 1, 2, 3]
-    stopped = pipeline("a fox", steps=4, on_step=lambda state: state["step"] < 1)[0]
+    stopped = pipeline("a fox", steps=4, on_step=lambda state: state.step < 1)[0]
     early = []
-    pipeline("a fox", steps=4, on_step=lambda state: early.append(state["denoised"].asnumpy()[0]))
+    pipeline("a fox", steps=4, on_step=lambda state: early.append(state.denoised.asnumpy()[0]))
     np.testing.assert_array_equal(stopped.latents, early[1])
     assert stopped.settings["stopped_after"] == 2 and "stopped_after" not in whole.settings
     np.testing.assert_array_equal(redraw(pipeline, stopped.settings).latents, stopped.latents)
@@ -185,7 +195,7 @@ def test_a_callback_sees_every_step_and_can_stop(pipeline):
 
 def test_latents_go_in_and_come_out(pipeline):
     plain = pipeline(["a fox", "a cup"], steps=2, seed=3)
-    noise = np.stack([picture_noise(3, d.prompt, 0, 0, d.latents.shape) for d in plain])
+    noise = noise_of([3, 3], plain[0].latents.shape, 0).asnumpy()
     given = pipeline(["a fox", "a cup"], steps=2, seed=99, latents=noise)
     for one, other in zip(plain, given):
         np.testing.assert_array_equal(np.asarray(one.image), np.asarray(other.image))

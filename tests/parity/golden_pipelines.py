@@ -5,6 +5,7 @@ Run where the extra `bench` is installed: python -m tests.parity.golden_pipeline
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from mindpangu.checkpoint.name_map import Place  # noqa: E402
 from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
 from mindpangu.convert.to_diffusers import export_diffusers  # noqa: E402
 from mindpangu.convert.writer import write_model  # noqa: E402
-from mindpangu.infer.pipeline import picture_noise  # noqa: E402
 from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
 from mindpangu.spec import ControlNetSpec, ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
@@ -202,8 +202,11 @@ def lora_tensors(spec: ModelSpec, form: str) -> dict[str, np.ndarray]:
 
 
 def noise(prompt: str) -> np.ndarray:
-    """What both sides start from."""
-    return picture_noise(SEED, prompt, 0, 0, (4, SIZE // FACTOR, SIZE // FACTOR))
+    """What both sides start from, (4, h, w) float32."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 16, 4)]
+    rng = np.random.default_rng([SEED, *words, 0, 0])
+    return rng.standard_normal((4, SIZE // FACTOR, SIZE // FACTOR), np.float32)
 
 
 def draw_with(pipeline, family: str, **more) -> np.ndarray:

@@ -25,7 +25,6 @@ from tests.parity.golden_pipelines import (
     NEGATIVE,
     PROMPTS,
     REFINE_BELOW,
-    SEED,
     SIZE,
     STEPS,
     STRENGTH,
@@ -35,10 +34,12 @@ from tests.parity.golden_pipelines import (
     export_diffusers,
     lora_tensors,
     narrow,
+    noise,
     single_file,
     source_picture,
 )
 
+NOISE = np.stack([noise(prompt) for prompt in PROMPTS])
 LEVEL = 0.5 + 255e-4  # rounding to 8 bits, and 1e-4 of the range
 
 
@@ -76,7 +77,7 @@ def test_the_pictures_are_diffusers(folders, family, monkeypatch):
     from mindpangu.infer.init_image import InitImage
     from mindpangu.infer.pipeline import PanGuDraw
 
-    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
+    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "latents": NOISE}
     if family in FROM_PICTURE:
         options.update(init_image=InitImage(source_picture()), strength=STRENGTH)
     drawn = PanGuDraw.from_pretrained(folders[family][1], "CPU")(PROMPTS, **options)
@@ -92,7 +93,7 @@ def test_base_and_refiner_draw_diffusers_picture(folders, monkeypatch, uncompile
     base, refiner, other = (
         PanGuDraw.from_pretrained(folders[family][1], "CPU") for family in ("sdxl", "sdxl_refiner", "sd15")
     )
-    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
+    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "latents": NOISE}
     drawn = base(PROMPTS, **options, refiner=refiner, refine_below=REFINE_BELOW)
     ours = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
     with np.load(GOLDEN) as gold:
@@ -111,7 +112,7 @@ def test_loras_move_the_pictures_as_diffusers_does(folders, family, tmp_path, mo
     model = PanGuDraw.from_pretrained(folders[family][1], "CPU")
 
     def draw():
-        drawn = model(PROMPTS, steps=STEPS, guidance=GUIDANCE, negative=NEGATIVE, seed=SEED)
+        drawn = model(PROMPTS, steps=STEPS, guidance=GUIDANCE, negative=NEGATIVE, latents=NOISE)
         return np.stack([np.asarray(one.image) for one in drawn])
 
     without, loras = draw(), {}
@@ -142,6 +143,7 @@ def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypa
     from mindpangu.convert.stable_diffusion import convert_controlnet
     from mindpangu.infer.control import Control
     from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.models.loading import load_controlnet
 
     spec, ours, _ = folders[family]
     (tmp_path / "folder").mkdir()
@@ -159,16 +161,17 @@ def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypa
     assert all(np.array_equal(again[name], value) for name, value in weights.items())
     Image.fromarray(source_picture()).save(tmp_path / "hint.png")
     strength, start, end = CONTROL
-    control = Control.open(
-        tmp_path / "control", tmp_path / "hint.png", (SIZE, SIZE), strength=strength, start=start, end=end
-    )
+    net = load_controlnet(tmp_path / "control" / "controlnet.safetensors")
+    control = Control.open(net, [tmp_path / "hint.png"], (SIZE, SIZE), strength=strength, start=start, end=end)
     model = PanGuDraw.from_pretrained(ours, "CPU")
-    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "seed": SEED}
+    options = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVE, "latents": NOISE}
     drawn = model(PROMPTS, **options, controls=(control,))
     pictures = np.stack([np.asarray(one.image) for one in drawn])[:, ::EVERY, ::EVERY].astype(np.float64)
     with np.load(GOLDEN) as gold:
         assert np.abs(pictures - 255 * gold[f"{family}.control"].astype(np.float64)).max() <= LEVEL
-    twice = model(PROMPTS[:1], **options, controls=(replace(control, strength=0.5 * strength),) * 2)
+    twice = model(
+        PROMPTS[:1], **{**options, "latents": NOISE[:1]}, controls=(replace(control, strength=0.5 * strength),) * 2
+    )
     assert np.abs(np.asarray(twice[0].image, np.float64) - np.asarray(drawn[0].image)).max() <= 1  # halves add up
     assert drawn[0].settings["controls"][0]["strength"] == strength
     with pytest.raises(UserError, match="made for nets of another shape"):

@@ -18,7 +18,7 @@ def test_every_step_is_diffusers(case):
     sigmas, path = ARRAYS[f"{case}.sigmas"], ARRAYS[f"{case}.path"]
     steps = []
     sampler = SAMPLERS[str(ARRAYS[f"{case}.sampler"])]
-    out = sampler(denoise, noise(-1) * sigmas[0], sigmas, noise, lambda state: steps.append(state["x"]))
+    out = sampler(denoise, noise(-1) * sigmas[0], sigmas, noise, lambda state: steps.append(state.x))
     ours = np.stack([*steps, out])
     assert ours.shape == path.shape
     scale = np.abs(path).max(axis=(1, 2, 3, 4))
