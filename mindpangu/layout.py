@@ -1,11 +1,11 @@
-"""What a UNet is made of, from its spec: what Cells, costs, pipeline stages and name maps go by."""
+"""What UNets and autoencoders are made of, from their specs: what Cells, costs, stages and name maps go by."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from mindpangu.spec import UNetSpec
+from mindpangu.spec import UNetSpec, VAESpec
 
 DOWN, MIDDLE, UP = "input_blocks", "middle_block", "output_blocks"  # ldm's names
 
@@ -68,3 +68,39 @@ def unet_layout(spec: UNetSpec) -> UNetLayout:
             up.append(UNetBlock(f"{UP}.{len(up)}", "res", level, i, inner, widths[level], depth, ends))
             channels = widths[level]
     return UNetLayout(tuple(down), middle, tuple(up))
+
+
+@dataclass(frozen=True)
+class VAELevel:
+    """One resolution of an autoencoder: `blocks`, the channels (in, out) of each, then a resampler or none."""
+
+    blocks: tuple[tuple[int, int], ...]
+    resamples: bool
+
+    @property
+    def outer(self) -> int:
+        """Channels that leave it."""
+        return self.blocks[-1][1]
+
+
+@dataclass(frozen=True)
+class VAELayout:
+    """`encoder` and `decoder`: levels, 0 the largest resolution, where the encoder begins and the decoder ends (ldm's
+    numbers); `middle`: channels of the smallest one."""
+
+    encoder: tuple[VAELevel, ...]
+    decoder: tuple[VAELevel, ...]
+    middle: int
+
+
+def vae_layout(spec: VAESpec) -> VAELayout:
+    """The KL autoencoder (arXiv 2112.10752) of a spec."""
+    widths = [spec.channels * mult for mult in spec.channel_mult]
+
+    def level(inner: int, outer: int, blocks: int, resamples: bool) -> VAELevel:
+        return VAELevel(((inner, outer), *[(outer, outer)] * (blocks - 1)), resamples)
+
+    n, last = spec.num_res_blocks, len(widths) - 1
+    encoder = [level(widths[max(i - 1, 0)], width, n, i < last) for i, width in enumerate(widths)]
+    decoder = [level(widths[min(i + 1, last)], width, n + 1, i > 0) for i, width in enumerate(widths)]
+    return VAELayout(tuple(encoder), tuple(decoder), widths[-1])

@@ -120,7 +120,7 @@ class TiledDecoder(_Tiled):
         for level in reversed(list(decoder.up)):
             for block in level.block:
                 features = self._block(block, features)
-            if level.up:
+            if level.resamples:
                 features = self._convolve(level.upsample.conv, features, times=2)
         out = Tensor(self._convolve(decoder.conv_out, features, decoder.norm_out))
         return mops.pixel_shuffle(out, decoder.patch) if decoder.patch > 1 else out
@@ -140,7 +140,7 @@ class TiledEncoder(_Tiled):
         for level in encoder.down:
             for block in level.block:
                 features = self._block(block, features)
-            if level.down:
+            if level.resamples:
                 features = self._convolve(level.downsample.conv, features)
         return self._ending(Tensor(features))
 

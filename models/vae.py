@@ -6,6 +6,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
+from mindpangu.layout import VAELevel, vae_layout
 from mindpangu.models.layers import Conv2d, GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
 from mindpangu.spec import VAESpec
 
@@ -76,40 +77,45 @@ class Downsample(nn.Cell):
         return self.conv(x)
 
 
-class EncoderLevel(nn.Cell):
+class Level(nn.Cell):
+    """The residual blocks of one resolution."""
+
+    def __init__(self, level: VAELevel, groups: int) -> None:
+        super().__init__()
+        self.block = nn.CellList([ResnetBlock(inner, outer, groups) for inner, outer in level.blocks])
+        self.resamples = level.resamples
+
+    def through_blocks(self, x: Tensor) -> Tensor:
+        """All of them."""
+        for block in self.block:
+            x = block(x)
+        return x
+
+
+class EncoderLevel(Level):
     """The residual blocks of one resolution and the way down."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, down: bool) -> None:
-        super().__init__()
-        self.block = nn.CellList(
-            [ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups) for i in range(blocks)]
-        )
-        self.down = down
-        if down:
-            self.downsample = Downsample(out_channels)
+    def __init__(self, level: VAELevel, groups: int) -> None:
+        super().__init__(level, groups)
+        if self.resamples:
+            self.downsample = Downsample(level.outer)
 
     def construct(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.downsample(x) if self.down else x
+        x = self.through_blocks(x)
+        return self.downsample(x) if self.resamples else x
 
 
-class DecoderLevel(nn.Cell):
+class DecoderLevel(Level):
     """The residual blocks of one resolution and the way up."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, up: bool) -> None:
-        super().__init__()
-        self.block = nn.CellList(
-            [ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups) for i in range(blocks)]
-        )
-        self.up = up
-        if up:
-            self.upsample = Upsample(out_channels)
+    def __init__(self, level: VAELevel, groups: int) -> None:
+        super().__init__(level, groups)
+        if self.resamples:
+            self.upsample = Upsample(level.outer)
 
     def construct(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.upsample(x) if self.up else x
+        x = self.through_blocks(x)
+        return self.upsample(x) if self.resamples else x
 
 
 class Encoder(nn.Cell):
@@ -117,18 +123,13 @@ class Encoder(nn.Cell):
 
     def __init__(self, spec: VAESpec) -> None:
         super().__init__()
-        widths = [spec.channels * m for m in spec.channel_mult]
+        layout = vae_layout(spec)
         self.patch = spec.patch
-        self.conv_in = conv3x3(3 * spec.patch**2, widths[0])
-        self.down = nn.CellList(
-            [
-                EncoderLevel(widths[max(i - 1, 0)], w, spec.num_res_blocks, spec.norm_groups, i < len(widths) - 1)
-                for i, w in enumerate(widths)
-            ]
-        )
-        self.mid = Middle(widths[-1], spec.norm_groups)
-        self.norm_out = GroupNormSiLU(widths[-1], spec.norm_groups, EPS)
-        self.conv_out = conv3x3(widths[-1], 2 * spec.z_channels, init="xavier_uniform")
+        self.conv_in = conv3x3(3 * spec.patch**2, layout.encoder[0].blocks[0][0])
+        self.down = nn.CellList([EncoderLevel(level, spec.norm_groups) for level in layout.encoder])
+        self.mid = Middle(layout.middle, spec.norm_groups)
+        self.norm_out = GroupNormSiLU(layout.middle, spec.norm_groups, EPS)
+        self.conv_out = conv3x3(layout.middle, 2 * spec.z_channels, init="xavier_uniform")
 
     def construct(self, x: Tensor) -> Tensor:
         h = self.conv_in(mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
@@ -142,19 +143,13 @@ class Decoder(nn.Cell):
 
     def __init__(self, spec: VAESpec) -> None:
         super().__init__()
-        widths = [spec.channels * m for m in spec.channel_mult]
-        last = len(widths) - 1
+        layout = vae_layout(spec)
         self.patch = spec.patch
-        self.conv_in = conv3x3(spec.z_channels, widths[-1])
-        self.mid = Middle(widths[-1], spec.norm_groups)
-        self.up = nn.CellList(
-            [
-                DecoderLevel(widths[min(i + 1, last)], w, spec.num_res_blocks + 1, spec.norm_groups, i > 0)
-                for i, w in enumerate(widths)
-            ]
-        )
-        self.norm_out = GroupNormSiLU(widths[0], spec.norm_groups, EPS)
-        self.conv_out = conv3x3(widths[0], 3 * spec.patch**2, init="xavier_uniform")
+        self.conv_in = conv3x3(spec.z_channels, layout.middle)
+        self.mid = Middle(layout.middle, spec.norm_groups)
+        self.up = nn.CellList([DecoderLevel(level, spec.norm_groups) for level in layout.decoder])
+        self.norm_out = GroupNormSiLU(layout.decoder[0].outer, spec.norm_groups, EPS)
+        self.conv_out = conv3x3(layout.decoder[0].outer, 3 * spec.patch**2, init="xavier_uniform")
 
     def construct(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from mindpangu.layout import UNetBlock, unet_layout
+from mindpangu.layout import UNetBlock, unet_layout, vae_layout
 from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
 
@@ -150,36 +150,34 @@ def _transformer(
 
 def decoder_layers(spec: VAESpec, batch: int, height: int, width: int) -> Iterator[Layer]:
     """The layers of `AutoencoderKL.decode` on (batch, z_channels, height, width) latents, in order."""
-    widths = [spec.channels * mult for mult in spec.channel_mult]
-    last = len(widths) - 1
-    size, channels = (height, width), widths[-1]
+    layout = vae_layout(spec)
+    size, channels = (height, width), layout.middle
 
-    def block(name: str, outer: int) -> Iterator[Layer]:
-        yield norm(f"{name}.norm1", batch * prod(size), channels)
-        yield conv(f"{name}.conv1", batch, channels, outer, 3, size)
+    def block(name: str, inner: int, outer: int) -> Iterator[Layer]:
+        yield norm(f"{name}.norm1", batch * prod(size), inner)
+        yield conv(f"{name}.conv1", batch, inner, outer, 3, size)
         yield norm(f"{name}.norm2", batch * prod(size), outer)
         yield conv(f"{name}.conv2", batch, outer, outer, 3, size)
-        if channels != outer:
-            yield conv(f"{name}.nin_shortcut", batch, channels, outer, 1, size)
+        if inner != outer:
+            yield conv(f"{name}.nin_shortcut", batch, inner, outer, 1, size)
 
     yield conv("post_quant_conv", batch, spec.z_channels, spec.z_channels, 1, size)
     yield conv("decoder.conv_in", batch, spec.z_channels, channels, 3, size)
-    yield from block("decoder.mid.block_1", channels)
+    yield from block("decoder.mid.block_1", channels, channels)
     yield norm("decoder.mid.attn_1.norm", batch * prod(size), channels)
     for projection in "qkv":
         yield conv(f"decoder.mid.attn_1.{projection}", batch, channels, channels, 1, size)
     yield attention("decoder.mid.attn_1", batch, 1, channels, prod(size), prod(size))
     yield conv("decoder.mid.attn_1.proj_out", batch, channels, channels, 1, size)
-    yield from block("decoder.mid.block_2", channels)
-    for level in range(last, -1, -1):
-        for i in range(spec.num_res_blocks + 1):
-            yield from block(f"decoder.up.{level}.block.{i}", widths[level])
-            channels = widths[level]
-        if level:
+    yield from block("decoder.mid.block_2", channels, channels)
+    for number, level in reversed(list(enumerate(layout.decoder))):
+        for i, (inner, outer) in enumerate(level.blocks):
+            yield from block(f"decoder.up.{number}.block.{i}", inner, outer)
+        if level.resamples:
             size = (2 * size[0], 2 * size[1])
-            yield conv(f"decoder.up.{level}.upsample.conv", batch, channels, channels, 3, size)
-    yield norm("decoder.norm_out", batch * prod(size), channels)
-    yield conv("decoder.conv_out", batch, channels, 3 * spec.patch**2, 3, size)
+            yield conv(f"decoder.up.{number}.upsample.conv", batch, level.outer, level.outer, 3, size)
+    yield norm("decoder.norm_out", batch * prod(size), layout.decoder[0].outer)
+    yield conv("decoder.conv_out", batch, layout.decoder[0].outer, 3 * spec.patch**2, 3, size)
 
 
 def text_layers(spec: TextSpec, batch: int) -> Iterator[Layer]:
