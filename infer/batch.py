@@ -72,6 +72,14 @@ class BatchModels:
             return list(self.model.draw(self._request(pictures)))
         return self._recipe(row, row.coop)(**_asked(pictures), lines=_lines(pictures))
 
+    def graph_key(self, pictures: Sequence[Picture]) -> tuple[Any, ...]:
+        """What the graphs of pictures of alike rows depend on."""
+        row = pictures[0].row
+        if row.coop is None:
+            return self.model.digest, self._request(pictures).graph_key
+        together = self._recipe(row, row.coop)
+        return together.digest, together.asked(**_asked(pictures)).graph_key
+
     def _request(self, pictures: Sequence[Picture]) -> Request:
         row, spec = pictures[0].row, self.model.spec
         size = row.size or spec.default_size
@@ -229,10 +237,21 @@ class Run:
                 os.fsync(noted.fileno())
                 yield unit.pictures
 
+    def graph_key(self, models: BatchModels) -> tuple[Any, ...]:
+        """What the graphs of what is left depend on, in their order; for `runtime.kept_graphs`."""
+        first: dict[Any, Sequence[Picture]] = {}
+        for unit in self.left:
+            for pictures in unit.batches:
+                first.setdefault(pictures[0].row.shape, pictures)
+        return tuple(models.graph_key(self._filled(pictures)) for pictures in first.values())
+
+    def _filled(self, pictures: Sequence[Picture]) -> list[Picture]:
+        """A batch filled up to the others' size, so that nothing is compiled for it."""
+        return [*pictures, *[pictures[-1]] * (self.batch - len(pictures))]
+
     def _draw(self, models: BatchModels, pictures: Sequence[Picture]) -> list[Drawing]:
-        """The drawings of a batch, which is filled up to the others' size, so that nothing is compiled for it."""
-        filled = [*pictures, *[pictures[-1]] * (self.batch - len(pictures))]
-        return models.draw(filled)[: len(pictures)]
+        """The drawings of a batch."""
+        return models.draw(self._filled(pictures))[: len(pictures)]
 
     def _finish(self, unit: Unit, drawn: Sequence[Sequence[Drawing]]) -> None:
         pairs = [pair for pictures, drawings in zip(unit.batches, drawn) for pair in zip(pictures, drawings)]

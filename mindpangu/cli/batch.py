@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from tqdm import tqdm
 
+from mindpangu import runtime
 from mindpangu.cli.generate import DEFAULT_MODEL, check_writable
 from mindpangu.config import put
 
@@ -62,8 +63,9 @@ def _draw(run: Run, models: BatchModels) -> None:
     started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
     with tqdm(total=run.done + mine, initial=run.done, unit="picture", disable=not ranks.first) as bar:
         bar.set_postfix(bad_rows=len(plan.bad))
-        for count in run(models):
-            bar.update(count)
+        with runtime.kept_graphs(run.graph_key(models)):
+            for count in run(models):
+                bar.update(count)
     ranks.wait()
     if ranks.first:
         seconds = time.monotonic() - started

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import typer
-from tqdm import tqdm
 
-from mindpangu.cli.generate import check_writable
+from mindpangu import runtime
+from mindpangu.cli.generate import check_writable, steps_bar
 from mindpangu.diffusion import SAMPLERS
 
 
@@ -36,22 +36,12 @@ def coop(
     from mindpangu.infer.image_file import save_drawings
 
     together = CoopDraw(load(config, CoopConfig, override), device)
-    with tqdm(total=1, desc="drawing", unit="step") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        drawings = together(
-            prompt,
-            lines=[] if line is None else [line],
-            steps=steps,
-            seed=seed,
-            n=n,
-            sampler=sampler,
-            sigmas=sigmas,
-            batch=batch,
-            progress=progress,
-        )
+    lines = [] if line is None else [line]
+    options: dict[str, Any] = {
+        "steps": steps, "seed": seed, "n": n, "sampler": sampler, "sigmas": sigmas, "batch": batch,
+    }  # fmt: skip
+    kept = runtime.kept_graphs(together.digest, together.asked(prompt, **options).graph_key, len(lines))
+    with kept, steps_bar() as progress:
+        drawings = together(prompt, lines=lines, progress=progress, **options)
     where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")

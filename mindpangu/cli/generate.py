@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -90,6 +92,18 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+@contextmanager
+def steps_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of sampling steps, as progress(done, total)."""
+    with tqdm(total=1, desc="drawing", unit="step") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def asked_sides(size: str) -> tuple[int, int]:
@@ -203,12 +217,7 @@ def generate(
         refine_below=refine_below,
     )
     kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, dtype, request.graph_key)
-    with kept, tqdm(total=1, desc="drawing", unit="step") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with kept, steps_bar() as progress:
         drawings = list(pipeline.draw(request, progress))
     where = save_drawings(drawings, out, grid)
     print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")

@@ -23,6 +23,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from mindpangu import runtime
 from mindpangu.config import load
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
@@ -31,6 +32,7 @@ from mindpangu.infer.drawing import BatchState, Drawing, OnStep
 from mindpangu.infer.image_file import encoded, parameters, read_settings
 from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.infer.request import OPTION_NAMES
 from mindpangu.studio.worker import Job, Preview, Worker
 
 MAX_TEXT, MAX_SEED = 1000, 2**32 - 1
@@ -59,6 +61,15 @@ def open_models(model: str, recipe: Path, device: str) -> Opened:
     return Opened(pipeline, CoopDraw(config, device, {model: pipeline}))
 
 
+def warm_up(models: Opened, _: OnStep) -> list[Drawing]:
+    """Compile what a first drawing needs, or take it from the disk."""
+    pipeline, together = models.pipeline, models.together
+    lines = [_dot()] if together.looks else []
+    with runtime.kept_graphs("studio", pipeline.digest, together.digest):
+        pipeline("a", steps=WARM_STEPS, on_step=_look)
+        return together(["a"], lines=lines, steps=WARM_STEPS, on_step=_look)
+
+
 class Studio:
     """The page and what it does. One worker draws for all visitors, one thing after another."""
 
@@ -72,78 +83,42 @@ class Studio:
         self.models = self.worker.models()
         self._jobs: dict[str, Job[Opened]] = {}  # a visitor's, under way
         self._folder = tempfile.TemporaryDirectory(prefix="mindpangu-studio-")
-        dot = [_dot()] if self.models.together.looks else []
-        self.worker.draw(lambda models, _: models.pipeline("a", steps=WARM_STEPS, on_step=_look))
-        self.worker.draw(lambda models, _: models.together(["a"], lines=dot, steps=WARM_STEPS, on_step=_look))
+        self.worker.draw(warm_up)
 
     # ---- What a visitor asks for -----------------------------------------------------------------------------------
 
-    def draw(
-        self,
-        prompt: str,
-        negative: str,
-        size: str,
-        styles: list[str],
-        weight: float,
-        guidance: float,
-        steps: int,
-        sampler: str,
-        random: bool,
-        seed: int,
-        n: int,
-        canvas: Editor,
-        strength: float,
-        history: History,
-        request: gr.Request,
-    ) -> Iterator[tuple[Any, ...]]:
-        """From words, and from a picture where there is one; yields what `_watched` does."""
+    def draw(self, fields: Mapping[str, Any], history: History, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """From words, and from a picture where there is one; yields what `_watched` does.
+
+        `fields`: the first tab's, those that are options of a drawing by their names in `SamplingOptions`.
+        """
 
         def work(models: Opened, on_step: OnStep) -> list[Drawing]:
-            return models.pipeline(
-                prompt,
-                negative=negative,
-                size=size,
-                styles=dict.fromkeys(styles or (), weight),
-                guidance=guidance,
-                steps=steps,
-                sampler=sampler,
-                seed=seed,
-                n=n,
-                init_image=init_image,
-                strength=strength,
-                on_step=on_step,
-            )
+            return models.pipeline(prompt, **options, seed=seed, n=fields["n"], init_image=init_image, on_step=on_step)
 
         with _refusing():
-            prompt, negative = _text(prompt), _text(negative)
-            seed = _seed(random, seed)
-            init_image = _init_image(canvas, parse_size(size))
+            prompt, seed = _text(fields["prompt"]), _seed(fields)
+            options = {name: fields[name] for name in OPTION_NAMES if name in fields}
+            options["negative"] = _text(fields["negative"])
+            options["styles"] = dict.fromkeys(fields["styles"] or (), fields["weight"])
+            init_image = _init_image(fields["canvas"], parse_size(fields["size"]))
         yield from self._watched(work, prompt, seed, history, request)
 
     def draw_together(
-        self,
-        prompt: str,
-        lines: Editor,
-        share: float,
-        steps: int,
-        random: bool,
-        seed: int,
-        history: History,
-        request: gr.Request,
+        self, fields: Mapping[str, Any], history: History, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """By the recipe's members, looking at the visitor's lines; `share` is the paper's d."""
+        """By the recipe's members, looking at the visitor's lines; the field `share` is the paper's d."""
 
         def work(models: Opened, on_step: OnStep) -> list[Drawing]:
             together = models.together
             output = together.config.output
             (other, influence), *rest = together.config.weights[output].items()
-            row = {other: replace(influence, share=share), **dict(rest)}
+            row = {other: replace(influence, share=fields["share"]), **dict(rest)}
             weights = {**together.config.weights, output: row}
-            return together([prompt], lines=drawn, weights=weights, steps=steps, seed=seed, on_step=on_step)
+            return together([prompt], lines=drawn, weights=weights, steps=fields["steps"], seed=seed, on_step=on_step)
 
         with _refusing():
-            prompt = _text(prompt)
-            seed = _seed(random, seed)
+            prompt, seed, lines = _text(fields["prompt"]), _seed(fields), fields["lines"]
             drawn = [lines["composite"]] if self.models.together.looks and lines else []
             if self.models.together.looks and not (drawn and np.ptp(np.asarray(drawn[0].convert("L")))):
                 raise UserError("draw some lines first · 请先画线条")
@@ -215,24 +190,18 @@ class Studio:
             path = history[number][0]
             return path, parameters(read_settings(Path(path)))
 
-    def again(self, path: Optional[str]) -> list[Any]:
-        """The settings of the chosen picture for the first tab's fields, in their order up to the seed."""
+    def again(self, path: Optional[str]) -> dict[str, Any]:
+        """The settings of the chosen picture, as values of the first tab's fields by name."""
         with _refusing():
             said = read_settings(_clicked(path))
-            styles = said.get("styles", {})
-            values = (
-                said["prompt"],
-                said.get("negative", ""),
-                said["size"] if said["size"] in self.models.pipeline.spec.sizes else gr.skip(),
-                list(styles),
-                next(iter(styles.values()), gr.skip()),
-                said.get("guidance", gr.skip()),
-                said["steps"],
-                said["sampler"],
-                False,
-                said["seed"],
-            )
-        return list(values)
+            values = {name: said[name] for name in ("prompt", "seed", *OPTION_NAMES) if name in said}
+            if values.get("size") not in self.models.pipeline.spec.sizes:
+                del values["size"]
+            styles = values.pop("styles", {})
+            values.update(styles=list(styles), random=False)
+            if styles:
+                values["weight"] = next(iter(styles.values()))
+        return values
 
     @staticmethod
     def onto_canvas(path: Optional[str]) -> dict[str, Any]:
@@ -270,8 +239,10 @@ def _text(given: Optional[str]) -> str:
     return text
 
 
-def _seed(random: bool, seed: Optional[int]) -> int:
-    return secrets.randbelow(MAX_SEED + 1) if random or seed is None else int(seed)
+def _seed(fields: Mapping[str, Any]) -> int:
+    """The one given, or a new one."""
+    given = None if fields["random"] else fields["seed"]
+    return secrets.randbelow(MAX_SEED + 1) if given is None else int(given)
 
 
 def _clicked(path: Optional[str]) -> Path:

@@ -5,6 +5,7 @@ Needs the extra `studio`. Nothing on the server's disk but pictures drawn or sen
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -60,15 +61,11 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Row():
                     again = gr.Button("Use these settings · 用此参数", elem_id="again")
                     start = gr.Button("Start from it · 以此图开始", elem_id="start")
-        for pressed, fields, function in (
-            (button, words, studio.draw),
-            (coop_button, lines, studio.draw_together),
-        ):
-            seed = fields["seed"]
+        for pressed, fields, draw in ((button, words, studio.draw), (coop_button, lines, studio.draw_together)):
             pressed.click(
-                function,
-                [*fields.values(), history],
-                [pictures, line, seed, history, gallery],
+                _by_name(draw, fields, history),
+                {*fields.values(), history},
+                [pictures, line, fields["seed"], history, gallery],
                 show_progress="minimal",
                 show_progress_on=line,
                 concurrency_id="worker",
@@ -76,21 +73,39 @@ def build(studio: Studio) -> gr.Blocks:
             )
         stop.click(studio.stop, None, line, queue=False, show_progress="hidden", api_visibility="private")
         gallery.select(studio.chosen, history, [chosen, settings], queue=False, api_visibility="private")
-        until_seed = list(words.values())[: list(words).index("seed") + 1]
-        again.click(studio.again, chosen, until_seed, queue=False, api_visibility="private")
+        again.click(
+            lambda path: {words[name]: value for name, value in studio.again(path).items() if name in words},
+            chosen,
+            list(words.values()),
+            queue=False,
+            api_visibility="private",
+        )
         start.click(studio.onto_canvas, chosen, words["canvas"], queue=False, api_visibility="private")
     return page
 
 
+def _by_name(draw: Callable[..., Iterator[Any]], fields: Mapping[str, Any], history: gr.State) -> Callable:
+    """A listener that Gradio gives values by component, and that gives them to `draw` by name."""
+
+    def listener(values: dict, request: gr.Request) -> Iterator[Any]:
+        yield from draw({name: values[field] for name, field in fields.items()}, values[history], request)
+
+    return listener
+
+
 def _draw_tab(spec: PipelineSpec) -> tuple[dict[str, Any], gr.Button]:
-    """The fields of `Studio.draw`, in its order."""
+    """The fields of `Studio.draw`; one that has the name of an option of `SamplingOptions` is that option."""
     fields: dict[str, Any] = {"prompt": _prompt("prompt")}
     fields["negative"] = gr.Textbox(label="Negative prompt · 反向提示词", max_length=MAX_TEXT, elem_id="negative")
     button = gr.Button("Draw · 绘制", variant="primary", elem_id="draw")
     with gr.Row():
         fields["size"] = gr.Dropdown(list(spec.sizes), value=spec.default_size, label="Size · 尺寸", elem_id="size")
         fields["styles"] = gr.CheckboxGroup(
-            list(spec.styles), value=list(spec.default_styles), label="Styles · 风格", visible=bool(spec.styles)
+            list(spec.styles),
+            value=list(spec.default_styles),
+            label="Styles · 风格",
+            visible=bool(spec.styles),
+            elem_id="styles",
         )
         fields["weight"] = gr.Slider(
             0, 5, 1, step=0.1, label="Their weight · 风格权重", visible=bool(spec.styles), elem_id="weight"
@@ -111,7 +126,7 @@ def _draw_tab(spec: PipelineSpec) -> tuple[dict[str, Any], gr.Button]:
 
 
 def _coop_tab(together: CoopDraw) -> tuple[dict[str, Any], gr.Button]:
-    """The fields of `Studio.draw_together`, in its order."""
+    """The fields of `Studio.draw_together`."""
     output = together.config.output
     other, influence = next(iter(together.config.weights[output].items()))
     gr.Markdown(f"{' + '.join(member.model for member in together.config.members.values())}: {output} ← {other}")

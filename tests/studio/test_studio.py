@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindpangu.infer.drawing import BatchState
 from mindpangu.studio.worker import Preview, Worker
 from tests.tiny import free_port
 
@@ -42,8 +43,7 @@ class Pencil:
         for step in range(20):
             self.allowed.acquire()
             picture = Tensor(np.zeros((1, 3, 4, 4), np.float32))
-            state = {"step": step, "steps": 20, "denoised": picture, "decode": lambda x: x}
-            if on_step(state) is False:
+            if on_step(BatchState(step, 20, 1.0, picture, picture, lambda x: x)) is False:
                 return [f"stopped at {step}"]
         return ["whole"]
 
@@ -290,12 +290,12 @@ def succeeds(answers):
 
 def called(address, config, button, changes):
     """Press a button as a program would, with the page's values but for some; the server's answers as text."""
-    buttons = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
-    press = next(d for d in config["dependencies"] if any(buttons[t[0]] == button for t in d["targets"]))
+    names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
+    press = next(d for d in config["dependencies"] if any(names[t[0]] == button for t in d["targets"]))
     values = {c["id"]: c["props"].get("value") for c in config["components"]}
-    names = ["prompt", "negative", "size", "styles", "weight", "guidance", "steps", "sampler", "random", "seed", "n",
-             "canvas", "strength"]  # fmt: skip
-    data = [changes.get(name, values[i]) for name, i in zip(names, press["inputs"])] + [None]
+    fields = {"random" if names[i] == "seed-random" else names[i]: i for i in press["inputs"]}
+    assert set(changes) <= set(fields)
+    data = [changes.get(name, values[i]) for name, i in fields.items()]
     body = {"data": data, "fn_index": press["id"], "session_hash": f"test{time.monotonic_ns()}"}
     headers = {"Content-Type": "application/json"}
     asked = urllib.request.Request(f"{address}/gradio_api/queue/join", json.dumps(body).encode(), headers)
