@@ -31,11 +31,11 @@ from mindpangu.images import parse_size, to_model
 from mindpangu.infer.control import Control, ControlledDenoiser
 from mindpangu.infer.drawing import Decode, Drawing, OnStep, Progress, Report, drawings, noise_of
 from mindpangu.infer.request import Request, check, check_size, request_for
-from mindpangu.infer.step_cache import StepCache
+from mindpangu.text.tokenizer import parse_weights
 from mindpangu.text.vocabulary import Vocabulary
-from mindpangu.text.weights import parse_weights
 
 if TYPE_CHECKING:
+    from mindpangu.models.loading import SharedUNet
     from mindpangu.spec import ModelSpec, PipelineSpec
 
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is given by default
@@ -367,3 +367,18 @@ class PanGuDraw:
         if self.loras:
             shown["loras"] = self.loras
         return {"model": self.spec.name, "digest": self.digest, **shown, "styles": dict(request.styles)}
+
+
+class StepCache:
+    """A net for one sampling, whose deep features are computed at every `interval`-th call (DeepCache, 2312.00858)."""
+
+    def __init__(self, unet: SharedUNet, interval: int) -> None:
+        self.unet, self.interval = unet, interval
+        self.calls, self.deep = 0, None
+
+    def __call__(self, *inputs: Any) -> Any:
+        self.calls += 1
+        if (self.calls - 1) % self.interval:
+            return self.unet.reusing_deep(self.deep, *inputs)
+        out, self.deep = self.unet.with_deep(*inputs)
+        return out

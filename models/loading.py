@@ -14,8 +14,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindpangu import zoo
 from mindpangu.checkpoint.lora import Lora, merged
-from mindpangu.checkpoint.store import load_into, load_tensors, read_card, stored_tensors, verify
-from mindpangu.checkpoint.weights import prefixed
+from mindpangu.checkpoint.store import load_into, load_tensors, prefixed, read_card, stored_tensors, verify
 from mindpangu.config import parse
 from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.conditioner import Conditioner

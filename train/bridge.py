@@ -12,8 +12,7 @@ from mindspore import Tensor, nn
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
-from mindpangu.checkpoint.weights import half, prefixed, unprefixed
+from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
 from mindpangu.data.examples import Examples
 from mindpangu.images import parse_size, to_model, to_pictures
 from mindpangu.models.bridge import LatentBridge

@@ -13,8 +13,7 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 from PIL import Image
 
-from mindpangu.checkpoint.store import load_into, save_checkpoint, write_atomically
-from mindpangu.checkpoint.weights import half, unprefixed
+from mindpangu.checkpoint.store import half, load_into, save_checkpoint, unprefixed, write_atomically
 from mindpangu.data import manifest
 from mindpangu.data.captions import LANGUAGES, spoken
 from mindpangu.data.examples import Examples

@@ -11,8 +11,7 @@ import numpy as np
 from mindspore import Tensor
 from PIL import Image
 
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
-from mindpangu.checkpoint.weights import half, prefixed, unprefixed
+from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
 from mindpangu.data.lines import LineDrawings, as_lines, edges
 from mindpangu.diffusion import NetDenoiser
 from mindpangu.diffusion.denoiser import Prediction

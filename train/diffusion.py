@@ -15,8 +15,7 @@ from PIL import Image
 
 from mindpangu.checkpoint.diffusers import subfolder
 from mindpangu.checkpoint.lora import load_text_encoder_lora
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint
-from mindpangu.checkpoint.weights import half, prefixed, unprefixed
+from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
 from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target

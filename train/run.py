@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from mindpangu import runtime
-from mindpangu.checkpoint.lock import only_writer
+from mindpangu.checkpoint.store import only_writer
 from mindpangu.errors import UserError
 from mindpangu.parallel.config import ParallelConfig
 from mindpangu.parallel.ranks import join

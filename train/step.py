@@ -7,8 +7,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
-from mindpangu.parallel.ranks import ALONE, Ranks
-from mindpangu.parallel.sharding import by_owner
+from mindpangu.parallel.ranks import ALONE, Ranks, by_owner
 
 MAX_NORM, LOSS_SCALE = 0, 1  # places among the coefficients
 ADAMW, MUON = slice(2, 7), slice(7, 10)

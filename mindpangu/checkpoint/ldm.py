@@ -1,4 +1,4 @@
-"""Places of our parameters in the single files of Stable Diffusion 1.x, 2.x and XL: ldm's and sgm's names, as ours."""
+"""Places of our parameters in single files with ldm's and sgm's names: Stable Diffusion's and PanGu-Draw 3.0's."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.", "condi
 UNUSED = re.compile(
     r"^(model_ema\..*|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|lvlb_weights"
     r"|.*\.position_ids|.*\.attn_mask|.*\.logit_scale|cond_stage_model\..*\.text_projection(\.weight)?)$"
+)
+
+# Of the released PanGu-Draw 3.0 files: each holds one UNet, and all other parts.
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_a": "conditioner.embedders.0.transformer.text_model.",
+    "text_b": "conditioner.embedders.1.model.",
+}
+
+# In the files, and in no Cell: positions, the causal mask, the temperature of CLIP's training.
+BUFFERS = (
+    f"{PREFIXES['text_a']}embeddings.position_ids",
+    f"{PREFIXES['text_b']}attn_mask",
+    f"{PREFIXES['text_b']}logit_scale",
 )
 
 
@@ -80,3 +95,8 @@ def _of_open_clip(prefix: str, name: str) -> Place:
         layer, which, leaf = packed.groups()
         return Place((f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{leaf}",), third="qkv".index(which))
     return Place((prefix + open_clip_name(torch_name(name)),))
+
+
+def release_names(part: str, names: Iterable[str]) -> dict[str, str]:
+    """{ours: theirs} for the parameters of one part: unet, vae, text_a or text_b."""
+    return {name: PREFIXES[part] + name for name in names}

@@ -5,12 +5,14 @@ Both are written to a temporary file, flushed and renamed, so that a crash leave
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Optional, Protocol, TypeVar
 
 import numpy as np
 from safetensors.numpy import save
@@ -201,3 +203,46 @@ def check_fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape], source: s
 def some(names: list[str]) -> str:
     """The first few of many names, for an error."""
     return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Inside, no other process writes `folder`.
+
+    Raises:
+        UserError: another one does; the line names it.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder}: process {file.read().strip() or 'unknown'} is writing there; wait for it, or choose "
+                "another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+Weight = TypeVar("Weight")  # an array, or one that waits in a file
+
+
+def unprefixed(weights: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The weights below `prefix`, without it."""
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def prefixed(weights: Mapping[str, Weight], prefix: str) -> dict[str, Weight]:
+    """The weights with `prefix` before each name."""
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def half(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights in fp16, as the zoo stores them."""
+    return {name: value.astype(np.float16) for name, value in weights.items()}

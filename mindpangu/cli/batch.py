@@ -35,7 +35,7 @@ def batch(
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:
     """Draw a file of prompts; under msrun, by several processes. Exit code 3: some rows could not be drawn."""
-    from mindpangu.checkpoint.lock import only_writer
+    from mindpangu.checkpoint.store import only_writer
     from mindpangu.infer.batch import BatchModels, Run, make_plan
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.parallel.ranks import join

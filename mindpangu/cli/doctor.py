@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import os
 import platform
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from mindpangu import runtime, zoo
-from mindpangu.ascend_kernels.toolkit import missing
 from mindpangu.errors import UserError
 from mindpangu.version import __version__
+
+LIBRARIES = ("ascendcl", "ge_runner", "hccl")
+DRIVER = Path("/usr/local/Ascend/driver/version.info")
+
+
+def missing() -> list[str]:
+    """One entry a missing piece: driver, CANN's libraries and environment, kernel compiler. Empty: complete."""
+    lacking = []
+    if not DRIVER.exists():
+        lacking.append(f"NPU driver ({DRIVER})")
+    if "ASCEND_HOME_PATH" not in os.environ:
+        lacking.append("CANN toolkit (ASCEND_HOME_PATH is not set; source its set_env.sh)")
+    lacking += [f"CANN library lib{name}.so" for name in LIBRARIES if not _has_library(name)]
+    if shutil.which("ccec") is None:
+        lacking.append("AscendC compiler (ccec)")
+    return lacking
+
+
+def _has_library(name: str) -> bool:
+    if ctypes.util.find_library(name):
+        return True
+    folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    return any(folder and (Path(folder) / f"lib{name}.so").exists() for folder in folders)
+
 
 PACKAGES = ("mindspore", "mindformers", "numpy", "pillow", "safetensors", "tokenizers", "torch")
 

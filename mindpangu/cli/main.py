@@ -14,14 +14,11 @@ from mindpangu.cli import (
     coop,
     data,
     doctor,
-    edges,
     evaluate,
-    gallery,
     generate,
     inspect,
+    pictures,
     plan,
-    report,
-    show,
     studio,
     train,
     zoo,
@@ -41,14 +38,14 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("batch")(batch.batch)
-app.command("gallery")(gallery.gallery)
+app.command("gallery")(pictures.gallery)
 app.command("coop")(coop.coop)
 app.command("studio")(studio.studio)
-app.command("edges")(edges.edges)
+app.command("edges")(pictures.edges)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
-app.command("show")(show.show)
-app.command("report")(report.report)
+app.command("show")(pictures.show)
+app.command("report")(train.report)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)

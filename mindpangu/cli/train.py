@@ -1,10 +1,12 @@
-"""`mindpangu train`: any training file of configs/."""
+"""`mindpangu train`, any training file of configs/, and `report`, one HTML page of one or more trainings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import typer
+
+from mindpangu.cli.generate import check_writable
 
 
 def train(
@@ -17,3 +19,17 @@ def train(
     from mindpangu.train.run import run
 
     run(load(config, TrainConfig, set_))
+
+
+def report(
+    runs: list[Path] = typer.Argument(..., help="output_dir of a training; several are laid over each other."),
+    out: Path = typer.Option(Path("report.html"), help="The page; it needs no other file."),
+) -> None:
+    """Curves, samples and settings of trainings, running or finished."""
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.train.report import page
+
+    check_writable(out.parent)
+    named = {folder.name if len({run.name for run in runs}) == len(runs) else str(folder): folder for folder in runs}
+    write_atomically(out, page(named).encode())
+    print(out)

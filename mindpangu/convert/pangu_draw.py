@@ -9,9 +9,9 @@ from typing import Optional
 
 import numpy as np
 
+from mindpangu.checkpoint.ldm import BUFFERS, release_names
 from mindpangu.checkpoint.mindspore_ckpt import MindSporeCheckpoint
 from mindpangu.checkpoint.name_map import Shapes
-from mindpangu.checkpoint.release import BUFFERS, release_names
 from mindpangu.checkpoint.store import check_fit, file_digest
 from mindpangu.convert.writer import Said, write_model
 from mindpangu.errors import UserError

@@ -3,6 +3,7 @@
 `names.tsv`, written by hand: a line a concept with its emoji, its names (those of the data set), the plural of the
 English one (empty: by the rules of `plural_of`; "-": it is not counted, or is many already), the Chinese measure word,
 and other names in either language, ";" between. A concept that it does not have has its own name alone.
+`natural_prompts.tsv`: prompts as people write them, for measuring.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Optional
 from mindpangu.data.manifest import Record
 
 TABLE = Path(__file__).parent / "names.tsv"
+NATURAL = Path(__file__).parent / "natural_prompts.tsv"  # written by hand, for measuring; no template makes them
 NOT_COUNTED = "-"
 VARIATION_SELECTOR = "\ufe0f"
 IRREGULAR = {
@@ -105,3 +107,23 @@ def plural_of(name: str) -> str:
     else:
         last += "s"
     return before + space + last + rest
+
+
+@dataclass(frozen=True)
+class NaturalPrompt:
+    """`concepts`: what may be drawn for it, code points as in a manifest; `style`: the style asked for, or ""."""
+
+    language: str
+    concepts: tuple[str, ...]
+    style: str
+    prompt: str
+
+
+@lru_cache(maxsize=1)
+def natural_prompts() -> tuple[NaturalPrompt, ...]:
+    """The prompts of natural_prompts.tsv: language, emoji that are right answers (spaces between), style, prompt."""
+    rows = [line.split("\t") for line in NATURAL.read_text(encoding="utf-8").splitlines()[1:]]
+    return tuple(
+        NaturalPrompt(language, tuple(map(concept_of, emoji.split(" "))), style, prompt)
+        for language, emoji, style, prompt in rows
+    )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mindpangu.images import to_model
 from mindpangu.infer.coop import CoopDraw, ImageBridge
-from mindpangu.metrics.fidelity import psnr
+from mindpangu.metrics.scores import psnr
 
 BATCH = 8
 

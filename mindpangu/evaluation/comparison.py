@@ -14,7 +14,7 @@ from PIL import Image
 
 from mindpangu.data.captions import LANGUAGES
 from mindpangu.evaluation.judge import SIDE, Draw, Galleries, Pictures, prompt_for
-from mindpangu.metrics.frechet import frechet_distance
+from mindpangu.metrics.scores import frechet_distance
 
 NUMBER = re.compile(r"-\d+$")
 COLUMNS = {"R@5": "R@5", "R@5_large": "R@5, kept large", "R@5_small": "R@5, kept small", "frechet": "Fréchet"}

@@ -26,9 +26,8 @@ from mindpangu.images import parse_size, read_picture
 from mindpangu.infer.coop import CoopConfig, CoopDraw
 from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.metrics.edges import edge_f1
 from mindpangu.metrics.features import Judge
-from mindpangu.metrics.frechet import frechet_distance
+from mindpangu.metrics.scores import edge_f1, frechet_distance
 
 CONFLICTING = 0.25  # share of the cases whose drawing is of another thing than the words
 BATCH = 8

@@ -12,15 +12,13 @@ import numpy as np
 from mindpangu.data import manifest
 from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, NUMBERS, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples
-from mindpangu.data.lexicon import noun
-from mindpangu.data.natural import natural_prompts
+from mindpangu.data.lexicon import natural_prompts, noun
 from mindpangu.data.scenes import ARRANGEMENTS, Scene, Thing, cell, nearest_colour
 from mindpangu.errors import UserError
 from mindpangu.images import to_model, to_pictures
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.features import Judge
-from mindpangu.metrics.fidelity import psnr
-from mindpangu.metrics.retrieval import ranks, recall_at
+from mindpangu.metrics.scores import psnr, ranks, recall_at
 
 SIDE = 128
 ENCODE_BATCH = 16

@@ -1,9 +1,8 @@
 """The functions that Cells call where a plain operator is too slow or the back end depends on the device."""
 
-from mindpangu.ops.activation import geglu, gelu, quick_gelu, silu
 from mindpangu.ops.attention import attention
+from mindpangu.ops.functional import geglu, gelu, group_norm, group_norm_silu, layer_norm, quick_gelu, silu
 from mindpangu.ops.layer import conv2d, dense
-from mindpangu.ops.normalization import group_norm, group_norm_silu, layer_norm
 from mindpangu.ops.optimizer import adamw, muon, norm, orthogonalize
 
 __all__ = [

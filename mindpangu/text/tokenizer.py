@@ -2,18 +2,20 @@
 
 The first takes BERT WordPiece as in Chinese-CLIP: CJK characters split, lower case, accents stripped, [CLS] … [SEP],
 zero padded. The second takes byte-level BPE as in CLIP: <|startoftext|> … <|endoftext|>, zero padded as in OpenCLIP.
+Prompt weights: "a (red:1.4) fox" is the prompt "a red fox" in which "red" counts 1.4 times.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mindpangu.errors import UserError
-from mindpangu.text.weights import Weighted
 
 PAD, UNKNOWN, START_A, END_A = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 START_B, END_B = "<|startoftext|>", "<|endoftext|>"
@@ -143,3 +145,25 @@ def frame(tokenizer: Tokenizer, start: str, end: str) -> None:
         single=f"{start} $A {end}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
     )
+
+
+MARK = re.compile(r"\(([^():]+):(-?\d+(?:\.\d+)?)\)")
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A prompt without its marks, and (start, stop, weight) of the characters that were marked."""
+
+    text: str
+    spans: tuple[tuple[int, int, float], ...]
+
+
+def parse_weights(prompt: str) -> Weighted:
+    """Take "(words:number)" marks out of a prompt. Other brackets, and marks within marks, stay as they are."""
+    text, spans, end = "", [], 0
+    for mark in MARK.finditer(prompt):
+        text += prompt[end : mark.start()]
+        spans.append((len(text), len(text) + len(mark[1]), float(mark[2])))
+        text += mark[1]
+        end = mark.end()
+    return Weighted(text + prompt[end:], tuple(spans))

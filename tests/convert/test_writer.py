@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mindpangu import runtime
-from mindpangu.checkpoint.release import BUFFERS, release_names
+from mindpangu.checkpoint.ldm import BUFFERS, release_names
 from mindpangu.checkpoint.store import load_tensors, read_card, verify
 from mindpangu.errors import UserError
 

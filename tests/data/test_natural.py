@@ -23,8 +23,7 @@ from mindpangu.data.captions import (
     STYLE_FORMS,
     style_words,
 )
-from mindpangu.data.lexicon import nouns, plural_of
-from mindpangu.data.natural import natural_prompts
+from mindpangu.data.lexicon import natural_prompts, nouns, plural_of
 from mindpangu.data.sources import STYLES
 
 

@@ -129,7 +129,7 @@ def test_shapes_are_counted_and_blank_pictures_known():
 
 def test_natural_wording_stands_beside_template_wording(pictures):
     """A system that knows what is meant scores as well in both; one that draws nothing scores nothing."""
-    from mindpangu.data.natural import natural_prompts
+    from mindpangu.data.lexicon import natural_prompts
 
     known = {r.concept: r for r in pictures.asked("train")}
     meant = {p.prompt: next((known[c] for c in p.concepts if c in known), None) for p in natural_prompts()}

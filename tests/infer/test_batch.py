@@ -252,7 +252,7 @@ def test_one_run_at_a_time_writes_a_folder(model_folder, tmp_path):
     """Without msrun too: the second one ends in one line, and the first goes on."""
     from typer.testing import CliRunner
 
-    from mindpangu.checkpoint.lock import only_writer
+    from mindpangu.checkpoint.store import only_writer
     from mindpangu.cli.main import app
 
     (tmp_path / "out").mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindpangu.infer.step_cache import StepCache
+from mindpangu.infer.pipeline import StepCache
 
 
 class Recorder:

@@ -8,10 +8,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindpangu.metrics.edges import edge_f1
-from mindpangu.metrics.fidelity import psnr
-from mindpangu.metrics.frechet import frechet_distance
-from mindpangu.metrics.retrieval import ranks, recall_at
+from mindpangu.metrics.scores import edge_f1, frechet_distance, psnr, ranks, recall_at
 
 
 def test_a_copy_of_the_answer_ranks_first():

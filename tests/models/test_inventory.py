@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindpangu import runtime
-from mindpangu.checkpoint.release import BUFFERS, release_names
+from mindpangu.checkpoint.ldm import BUFFERS, release_names
 from mindpangu.errors import UserError
 
 MANIFEST = Path(__file__).parents[1] / "data" / "pangu_v3_manifest.json.gz"  # [name, shape, dtype] of a released file

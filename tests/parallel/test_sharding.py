@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindpangu.parallel.sharding import by_owner, owners, spans
+from mindpangu.parallel.ranks import by_owner, owners, spans
 
 sizes = st.lists(st.integers(1, 10_000), max_size=60)
 processes = st.integers(1, 9)

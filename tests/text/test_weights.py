@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindpangu.text.tokenizer import TextTokenizer
+from mindpangu.text.tokenizer import TextTokenizer, Weighted, parse_weights
 from mindpangu.text.vocabularies import clip_bpe
-from mindpangu.text.weights import Weighted, parse_weights
 
 
 @pytest.mark.parametrize(

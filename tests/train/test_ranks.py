@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mindpangu.checkpoint.lock import only_writer
-from mindpangu.checkpoint.store import load_tensors
+from mindpangu.checkpoint.store import load_tensors, only_writer
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks

@@ -1,14 +1,48 @@
-"""`mindpangu edges`: a line drawing from any picture."""
+"""`mindpangu show`, `gallery`, `edges`: what pictures on the disk carry, one page of them, a line drawing of one."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Optional
 
 import typer
+from tqdm import tqdm
 
 from mindpangu.cli.generate import check_writable
 from mindpangu.data.lines import HIGH, LOW, SMOOTHING
+
+
+def show(
+    pictures: list[Path] = typer.Argument(..., help="Pictures that generate, coop or batch has drawn."),
+    plain: bool = typer.Option(False, "--json", help="One JSON object a picture."),
+) -> None:
+    """Print the prompt, seed, model and settings that pictures carry."""
+    import yaml
+
+    from mindpangu.infer.image_file import own_settings
+
+    for path in pictures:
+        settings = own_settings(path)
+        if plain:
+            print(json.dumps({"file": str(path), **settings}, ensure_ascii=False))
+        else:
+            print(f"{path}:\n{yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)}".rstrip())
+
+
+def gallery(folder: Path = typer.Argument(..., help="Pictures that generate, coop or batch has drawn.")) -> None:
+    """Write FOLDER/index.html: all pictures, searchable by prompt and settings; it needs no server and no network."""
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.errors import UserError
+    from mindpangu.infer.gallery import page
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    check_writable(folder)
+    with tqdm(unit="picture", desc="reading") as bar:
+        text = page(folder, bar.update)
+    write_atomically(folder / "index.html", text.encode())
+    print(folder / "index.html")
 
 
 def edges(
