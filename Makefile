@@ -72,30 +72,11 @@ zoo: data
 		--part from_emoji-128/bridge=runs/zoo/bridge_to_line/bridge
 
 # The comparison of regimes in docs/regimes.md: trainings of small nets, three seeds, then the judge. Hours on two cores.
-SEEDS := 0 1 2
-SWITCHES := 250 400 500 600 750
-REGIMES := runs/regimes
 regimes: $(VENV)/dev
+	$(PIP) -e '.[eval]'
 	$(BIN)/mindpangu data emoji --out data/emoji_third --low-res-share 0.324
 	$(BIN)/mindpangu data emoji --out data/emoji_full
-	mkdir -p runs/zoo/vae runs/zoo/clip
-	cp mindpangu/zoo/emoji-128/vae.* runs/zoo/vae/
-	cp mindpangu/zoo/emoji-128/text_* mindpangu/zoo/emoji-128/tokenizer_* runs/zoo/clip/
-	set -e; for seed in $(SEEDS); do \
-		train() { $(BIN)/mindpangu train --config configs/regimes/$$1.yaml --set output_dir=$(REGIMES)/$$2-$$seed --set context.seed=$$seed $$3; }; \
-		pack() { name=$$1; shift; test -e $(REGIMES)/models/$$name || $(BIN)/mindpangu zoo pack --spec configs/regimes/model.yaml \
-			--out $(REGIMES)/models/$$name --part vae=runs/zoo/vae/vae --part text_a=runs/zoo/clip/text_a \
-			--part text_b=runs/zoo/clip/text_b "$$@"; }; \
-		train mono mono; train mono_large mono_large; train boost_low boost_low; \
-		train boost boost "--set load_checkpoint=$(REGIMES)/boost_low-$$seed/unet.safetensors"; \
-		for net in mono mono_large boost; do pack $$net-$$seed --part unet=$(REGIMES)/$$net-$$seed/unet; done; \
-		for t in $(SWITCHES); do \
-			train structure structure-$$t "--set diffusion.t_min=$$t"; train texture texture-$$t "--set diffusion.t_max=$$t"; \
-			pack t$$t-$$seed --set "experts={structure: $$t, texture: 0}" \
-				--part structure=$(REGIMES)/structure-$$t-$$seed/unet --part texture=$(REGIMES)/texture-$$t-$$seed/unet; \
-		done; done
-	$(PIP) -e '.[eval]'
-	$(BIN)/mindpangu eval compare $(REGIMES)/models/* --data data/emoji_full --trained-with data/emoji_third --out out/regimes
+	$(BIN)/mindpangu eval regimes
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,7 +67,7 @@ class MemberConfig:
 
 
 @dataclass(frozen=True)
-class Influence:
+class InfluenceConfig:
     """How much of a member's picture is another's: `share` (the paper's d) at t ≥ `above` of the output's schedule.
 
     With `fade` it falls from `share` at the noisiest t to 0 at `above`, evenly in t. `bridge`: a folder with a learned
@@ -90,7 +90,7 @@ class Influence:
         return self.share * (t - self.above) / (last - self.above) if self.fade else self.share
 
 
-WeightTable = dict[str, dict[str, Influence]]  # {member: {other member: its influence}}
+WeightTable = dict[str, dict[str, InfluenceConfig]]  # {member: {other member: its influence}}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
-from mindpangu.data.examples import Examples
+from mindpangu.data.examples import Examples, Stream
 from mindpangu.images import parse_size, to_model, to_pictures
 from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.loading import load_vae
@@ -90,7 +90,7 @@ class TrainBridge:
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Pairs at random."""
-        chosen = np.random.default_rng([self.seed, nimg, 4]).integers(self.task.scenes, size=count)
+        chosen = np.random.default_rng([self.seed, nimg, Stream.SCENES]).integers(self.task.scenes, size=count)
         return tuple(self.pairs[name][chosen].astype(np.float32) for name in ("source", "target"))
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from mindpangu.checkpoint.store import half, load_into, save_checkpoint, unprefixed, write_atomically
 from mindpangu.data import manifest
 from mindpangu.data.captions import LANGUAGES, spoken
-from mindpangu.data.examples import Examples
+from mindpangu.data.examples import Examples, Stream
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
 from mindpangu.images import to_model
@@ -25,7 +25,7 @@ from mindpangu.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
 from mindpangu.text.vocabulary import FILE as VOCABULARY
 from mindpangu.text.vocabulary import words_and_pieces
-from mindpangu.train.config import ClipTask, TrainConfig
+from mindpangu.train.config import ClipConfig, TrainConfig
 from mindpangu.train.teacher import WIDTH, features, free_texts, token_vectors
 
 CORPUS = 20000  # scenes whose captions, in each language, the tokenizers are trained on
@@ -44,7 +44,7 @@ class ClipLoss(nn.Cell):
     and, with `distill`, 1 − cosine of a projection with the teacher's features, over captions and free texts.
     """
 
-    def __init__(self, task: ClipTask) -> None:
+    def __init__(self, task: ClipConfig) -> None:
         super().__init__()
         self.image = ImageEncoder(task.image)
         self.text_a, self.text_b = text_encoder(task.text_a), text_encoder(task.text_b)
@@ -136,7 +136,7 @@ class TrainClip:
         assert config.data is not None
         assert config.clip is not None
         assert config.clip.distill is not None
-        distill, rng = config.clip.distill, np.random.default_rng([config.context.seed, 7])
+        distill, rng = config.clip.distill, np.random.default_rng([config.context.seed, Stream.FREE_TEXTS])
         return free_texts(manifest.read(config.data.folder), distill.words, distill.sentences, rng)
 
     def _start_from_teacher(self) -> None:
@@ -150,7 +150,7 @@ class TrainClip:
             vectors = token_vectors(tokenizer, [*captions, *self.free], known, table.shape[1])
             table.set_data(Tensor(vectors))
 
-    def _tokenizers(self, task: ClipTask, folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
+    def _tokenizers(self, task: ClipConfig, folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
         """Those in the run's folder, or new ones trained on captions of the training scenes and the free texts."""
         paths = folder / "tokenizer_a.json", folder / "tokenizer_b.json"
         if not all(path.exists() for path in paths):
@@ -173,7 +173,7 @@ class TrainClip:
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Pictures, ids of their captions, English ones first, and of free texts, and the teacher's features."""
-        rng = np.random.default_rng([self.seed, nimg, 4])
+        rng = np.random.default_rng([self.seed, nimg, Stream.SCENES])
         numbers = self._chosen(rng, count)
         scenes = [self._scene(i) for i in numbers]
         prompts = [self.examples.caption(s, nimg + j, language) for language in LANGUAGES for j, s in enumerate(scenes)]

@@ -13,7 +13,7 @@ from mindpangu.spec import ImageEncoderSpec, TextSpec, UNetSpec, VAESpec
 
 
 @dataclass(frozen=True)
-class Context:
+class ContextConfig:
     """Where to run; `seed` fixes the initial weights, the examples and all noise."""
 
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
@@ -21,7 +21,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Runner:
+class RunnerConfig:
     """`images`: how many to see in all; `batch_size`: how many a step.
 
     `gradient_accumulation_steps`: each process goes through its share of a batch in so many parts, for less memory.
@@ -42,7 +42,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class ScaleSense:
+class ScaleSenseConfig:
     """Dynamic loss scaling, for nets that compute in fp16: the loss is multiplied by `loss_scale_value`.
 
     Where gradients are not finite it is divided by `scale_factor`, down to 1, and after `scale_window` good steps
@@ -59,18 +59,18 @@ class ScaleSense:
 
 
 @dataclass(frozen=True)
-class RunnerWrapper:
+class RunnerWrapperConfig:
     """Steps whose gradients are not finite are left out; more than `max_skips` of them in a row end the run.
 
     `scale_sense` None: the loss is not scaled.
     """
 
-    scale_sense: Optional[ScaleSense] = None
+    scale_sense: Optional[ScaleSenseConfig] = None
     max_skips: int = 10
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """AdamW (arXiv 1711.05101) with bias correction; weight decay on matrices and kernels only.
 
     Type muon: matrices and kernels take Muon's step, with `momentum`, and the rest AdamW's. One learning rate suits
@@ -86,7 +86,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class LRSchedule:
+class LRScheduleConfig:
     """Linear warm-up, then cosine down to `final_ratio` of the peak, or constant until the last `cooldown_images`.
 
     A constant rate's cooldown is linear down to `final_ratio`. All lengths are in images. Unlike cosine's, a constant
@@ -105,7 +105,7 @@ class LRSchedule:
 
 
 @dataclass(frozen=True)
-class Callbacks:
+class CallbacksConfig:
     """How often (in images) to log, to draw samples, to measure the loss by noise level and to write a checkpoint;
     each also happens at the end.
 
@@ -126,7 +126,7 @@ class Callbacks:
 
 
 @dataclass(frozen=True)
-class VAETask:
+class VAEConfig:
     """Train the autoencoder on random crops of `crop` pixels: L1 + mse·MSE + edge·|∇ error| + kl·KL."""
 
     spec: VAESpec
@@ -137,7 +137,7 @@ class VAETask:
 
 
 @dataclass(frozen=True)
-class DistillTask:
+class DistillConfig:
     """Text encoders also learn a pretrained multilingual sentence encoder's features (arXiv 2004.09813).
 
     Captions of either language learn those of the plainest English caption of their scene; `free_texts` a batch, drawn
@@ -152,7 +152,7 @@ class DistillTask:
 
 
 @dataclass(frozen=True)
-class ClipTask:
+class ClipConfig:
     """Train both text encoders and one image encoder by contrast (arXiv 2103.00020), on `scenes` scenes of the data.
 
     Vocabulary sizes of the two specs are upper bounds for the tokenizers, which are trained on the same captions.
@@ -164,11 +164,11 @@ class ClipTask:
     image: ImageEncoderSpec
     scenes: int = 32768
     hard_share: float = 0.5
-    distill: Optional[DistillTask] = None
+    distill: Optional[DistillConfig] = None
 
 
 @dataclass(frozen=True)
-class ControlTask:
+class ControlNetConfig:
     """Train a ControlNet for the UNet of the checkpoint `base`, which stays as it is.
 
     It looks at the line drawings (style `line`) of what is in a scene, or, in `edge_share` of the cases, at the edges
@@ -181,7 +181,7 @@ class ControlTask:
 
 
 @dataclass(frozen=True)
-class LoRATask:
+class LoRAConfig:
     """Train updates of `rank` (arXiv 2106.09685), counting alpha / rank, beside the weights of `load_checkpoint`.
 
     `modules`: those of the attention, or all dense layers of the transformers. `expert`: in a model of several UNets,
@@ -207,7 +207,7 @@ class LoRATask:
 
 
 @dataclass(frozen=True)
-class PriorTask:
+class PriorConfig:
     """Other pictures of the same kind in a `share` of the batches, so that the kind is not forgotten.
 
     Prior preservation (DreamBooth, arXiv 2208.12242): `encoded` holds what the model itself drew before.
@@ -222,7 +222,7 @@ class PriorTask:
 
 
 @dataclass(frozen=True)
-class DiffusionTask:
+class DiffusionConfig:
     """Train a UNet on t in [t_min, t_max) of the noise schedule, with frozen autoencoder and text encoders.
 
     `vae` and `text`: folders that those trainings wrote; without `text` the nets know no words and no sizes. `control`:
@@ -241,11 +241,11 @@ class DiffusionTask:
     sizes: tuple[str, ...]
     scenes: int = 0
     encoded: Optional[Path] = None
-    prior: Optional[PriorTask] = None
+    prior: Optional[PriorConfig] = None
     text: Optional[Path] = None
     size_dim: int = 0
-    control: Optional[ControlTask] = None
-    lora: Optional[LoRATask] = None
+    control: Optional[ControlNetConfig] = None
+    lora: Optional[LoRAConfig] = None
     t_min: int = 0
     t_max: int = 1000
     t_sampling: Literal["uniform", "logit_normal"] = "uniform"
@@ -275,7 +275,7 @@ class DiffusionTask:
 
 
 @dataclass(frozen=True)
-class BridgeTask:
+class BridgeConfig:
     """Train a latent bridge on pairs of encodings of the same pictures, by two autoencoders, at two sizes.
 
     `source` and `target`: checkpoints of the autoencoders; `in_size` and `out_size`: "WxH" in pixels. `scenes`: how
@@ -300,22 +300,22 @@ class TrainConfig:
     """
 
     output_dir: Path
-    runner_config: Runner
-    lr_schedule: LRSchedule
+    runner_config: RunnerConfig
+    lr_schedule: LRScheduleConfig
     data: Optional[DataConfig] = None
-    runner_wrapper: RunnerWrapper = field(default_factory=RunnerWrapper)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    callbacks: Callbacks = field(default_factory=Callbacks)
-    context: Context = field(default_factory=Context)
+    runner_wrapper: RunnerWrapperConfig = field(default_factory=RunnerWrapperConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     parallel_config: Optional[ParallelConfig] = None
     recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
     ema_half_life_images: int = 10000
     load_checkpoint: Optional[Path] = None
     resume_training: bool = True
-    vae: Optional[VAETask] = None
-    clip: Optional[ClipTask] = None
-    diffusion: Optional[DiffusionTask] = None
-    bridge: Optional[BridgeTask] = None
+    vae: Optional[VAEConfig] = None
+    clip: Optional[ClipConfig] = None
+    diffusion: Optional[DiffusionConfig] = None
+    bridge: Optional[BridgeConfig] = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("vae", "clip", "diffusion", "bridge") if getattr(self, name) is not None]

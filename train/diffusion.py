@@ -16,7 +16,7 @@ from PIL import Image
 from mindpangu.checkpoint.diffusers import subfolder
 from mindpangu.checkpoint.lora import load_text_encoder_lora
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
-from mindpangu.data.examples import DataConfig, Examples
+from mindpangu.data.examples import DataConfig, Examples, Stream
 from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
@@ -166,7 +166,7 @@ class TrainDiffusion:
 
     def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
         """Latents of one size, noise, and what conditions the nets; some batches are cut to windows."""
-        rng = np.random.default_rng([self.seed, nimg, 3])
+        rng = np.random.default_rng([self.seed, nimg, Stream.DIFFUSION])
         latents, cond = self.pick(rng, nimg, count)
         if rng.random() < self.task.crop_share:
             latents = self._windows(latents, rng)
@@ -204,7 +204,7 @@ class TrainDiffusion:
         low, high = max(number * width, first), min((number + 1) * width, last)
         if low >= high:
             return None
-        rng = np.random.default_rng([self.seed, number, 6])
+        rng = np.random.default_rng([self.seed, number, Stream.NOISE_LEVELS])
         t = rng.uniform(low, high, len(latents))
         batch = self.noised(latents, rng.standard_normal(latents.shape, np.float32), t, cond)
         return round(float(self._measure(*map(Tensor, batch)).asnumpy()), 5)

@@ -12,6 +12,7 @@ from mindspore import Tensor, mutable
 from safetensors import safe_open
 
 from mindpangu.checkpoint.store import read_card
+from mindpangu.data.examples import Stream
 from mindpangu.errors import UserError
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.diffusion import SHOWN, TEXT_ENCODERS, DiffusionLoss, TrainDiffusion
@@ -116,7 +117,7 @@ class Epochs:
         return self._plans[epoch][place]
 
     def _plan(self, epoch: int) -> list[tuple[str, np.ndarray]]:
-        rng = np.random.default_rng([self.seed, epoch, 5])
+        rng = np.random.default_rng([self.seed, epoch, Stream.ENCODED])
         batches = []
         for size, count in self.counts.items():
             rows = rng.permutation(count)

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from mindpangu.train.config import LRSchedule, Optimizer
+from mindpangu.train.config import LRScheduleConfig, OptimizerConfig
 
 
-def learning_rate(schedule: LRSchedule, nimg: int, total: int) -> float:
+def learning_rate(schedule: LRScheduleConfig, nimg: int, total: int) -> float:
     """The rate for the step that starts after `nimg` of `total` images."""
     if nimg < schedule.warmup_images:
         return schedule.learning_rate * (nimg + 1) / schedule.warmup_images
@@ -21,7 +21,12 @@ def learning_rate(schedule: LRSchedule, nimg: int, total: int) -> float:
     return schedule.learning_rate * (schedule.final_ratio + (1 - schedule.final_ratio) * share)
 
 
-def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> list[float]:
+# Their places among a step's coefficients: maximal norm, loss scale, what `ops.adamw` takes, what `ops.muon` takes.
+MAX_NORM, LOSS_SCALE = 0, 1
+ADAMW, MUON = slice(2, 7), slice(7, 10)
+
+
+def adamw_coefficients(optimizer: OptimizerConfig, lr: float, step: int) -> list[float]:
     """The coefficients of `ops.adamw` that make its step number `step` (from 1) one of the true AdamW.
 
     p ← p − lr·(m̂/(√v̂ + eps) + wd·p) with m̂ = m/c₁, v̂ = v/c₂ equals p ← p − lr'·(m/(√v + eps') + wd'·p) for
@@ -32,10 +37,10 @@ def adamw_coefficients(optimizer: Optimizer, lr: float, step: int) -> list[float
     return [lr * root_c2 / c1, beta1, beta2, optimizer.eps * root_c2, optimizer.weight_decay * c1 / root_c2]
 
 
-def coefficients(optimizer: Optimizer, lr: float, step: int, loss_scale: float = 1.0) -> np.ndarray:
-    """What `TrainStep` takes at its step number `step`, from 1, (10,) float32.
-
-    Maximal norm and loss scale; AdamW's lr, β₁, β₂, eps, weight decay; Muon's lr, momentum, weight decay.
-    """
-    muon = [lr, optimizer.momentum, optimizer.weight_decay]
-    return np.array([optimizer.max_grad_norm, loss_scale, *adamw_coefficients(optimizer, lr, step), *muon], np.float32)
+def coefficients(optimizer: OptimizerConfig, lr: float, step: int, loss_scale: float = 1.0) -> np.ndarray:
+    """What `TrainStep` takes at its step number `step`, from 1, (10,) float32, at the places above."""
+    values = np.zeros(MUON.stop, np.float32)
+    values[MAX_NORM], values[LOSS_SCALE] = optimizer.max_grad_norm, loss_scale
+    values[ADAMW] = adamw_coefficients(optimizer, lr, step)
+    values[MUON] = [lr, optimizer.momentum, optimizer.weight_decay]
+    return values

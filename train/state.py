@@ -13,7 +13,7 @@ from mindspore import Parameter
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, sidecar, verify
 from mindpangu.errors import UserError
-from mindpangu.train.config import ScaleSense
+from mindpangu.train.config import ScaleSenseConfig
 from mindpangu.train.step import TrainStep
 
 PATTERN = "state-*.safetensors"
@@ -41,7 +41,7 @@ class State:
         """Whether the last step counted."""
         return self.in_a_row == 0
 
-    def count(self, images: int, finite: bool, sense: Optional[ScaleSense]) -> None:
+    def count(self, images: int, finite: bool, sense: Optional[ScaleSenseConfig]) -> None:
         """Note a step over `images`, which was left out unless its gradients were `finite`."""
         self.nimg += images
         self.step += finite

@@ -8,9 +8,7 @@ from mindspore import ops as mops
 
 from mindpangu import ops
 from mindpangu.parallel.ranks import ALONE, Ranks, by_owner
-
-MAX_NORM, LOSS_SCALE = 0, 1  # places among the coefficients
-ADAMW, MUON = slice(2, 7), slice(7, 10)
+from mindpangu.train.schedule import ADAMW, LOSS_SCALE, MAX_NORM, MUON
 
 MOMENTS = ("moment1", "moment2")  # what a moment's name begins with
 

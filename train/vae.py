@@ -13,10 +13,10 @@ from mindspore import ops as mops
 from PIL import Image
 
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
-from mindpangu.data.examples import Examples
+from mindpangu.data.examples import Examples, Stream
 from mindpangu.images import to_model, to_pictures
 from mindpangu.models.vae import AutoencoderKL
-from mindpangu.train.config import TrainConfig, VAETask
+from mindpangu.train.config import TrainConfig, VAEConfig
 
 LATENT_STATISTICS = 512  # scenes over which scale and shift are measured
 GRID = 8
@@ -25,7 +25,7 @@ GRID = 8
 class VAELoss(nn.Cell):
     """construct(x (N, 3, s, s), noise like the latents) -> scalar."""
 
-    def __init__(self, net: AutoencoderKL, task: VAETask) -> None:
+    def __init__(self, net: AutoencoderKL, task: VAEConfig) -> None:
         super().__init__()
         self.net = net
         self.mse_weight, self.edge_weight, self.kl_weight = task.mse_weight, task.edge_weight, task.kl_weight
@@ -62,7 +62,7 @@ class TrainVAE:
         """Crops of scenes nimg … nimg + count, and the posterior's noise."""
         crops = to_model([self._crop(i) for i in range(nimg, nimg + count)])
         side = self.task.crop // self.task.spec.factor
-        rng = np.random.default_rng([self.seed, nimg, 2])
+        rng = np.random.default_rng([self.seed, nimg, Stream.AUTOENCODER])
         noise = rng.standard_normal((count, self.task.spec.z_channels, side, side), np.float32)
         return crops, noise
 

@@ -12,7 +12,7 @@ from mindpangu import runtime
 from mindpangu.bench.cases import GUIDANCE, PROMPTS, STEPS, Case
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.models.loading import load_unets, load_vae
-from mindpangu.train.config import Optimizer
+from mindpangu.train.config import OptimizerConfig
 from mindpangu.train.schedule import coefficients
 from mindpangu.train.step import TrainStep
 
@@ -47,7 +47,7 @@ def prepare(folder: Path, case: Case) -> Callable[[], np.ndarray]:
         return lambda: vae.decode(tensors["x"]).asnumpy()
     if case.kind == "draw":
         return _drawing(PanGuDraw.from_pretrained(folder, "CPU"))
-    optimizer = Optimizer(case.optimizer, betas=(0.9, 0.99), weight_decay=0.01, max_grad_norm=1.0)
+    optimizer = OptimizerConfig(case.optimizer, betas=(0.9, 0.99), weight_decay=0.01, max_grad_norm=1.0)
     step, done = TrainStep(MeanSquare(unet.set_train()), case.optimizer == "muon"), iter(range(1, 1 << 30))
 
     def train() -> np.ndarray:

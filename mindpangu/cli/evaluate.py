@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -129,6 +130,36 @@ def coop(
         write_atomically(out / "table.md", (table(figures) + "\n").encode())
         grid(experiment.cases, drawn, 12).save(out / "grid.png")
     print(table(figures))
+
+
+@app.command()
+def regimes(
+    configs: Path = typer.Option(Path("configs/regimes"), help="The training files."),
+    runs: Path = typer.Option(Path("runs/regimes"), help="Folder for trainings and models; a second run goes on."),
+    data: Path = typer.Option(Path("data/emoji_third"), help="What to train on: pictures of which some are small."),
+    judged: Path = typer.Option(Path("data/emoji_full"), help="The same pictures, all large, to judge by."),
+    model: str = MODEL,
+    seeds: int = typer.Option(3, help="Every net is trained so many times."),
+    switches: str = typer.Option("250,400,500,600,750", help="T_struct of the time-decoupled models."),
+    out: Path = typer.Option(Path("out/regimes"), help="Folder for figures.json, table.md and grid.png."),
+) -> None:
+    """Train, pack and compare one net, resolution boost and time-decoupled nets (docs/regimes.md). Hours."""
+    import subprocess
+
+    from mindpangu.evaluation.regime_experiment import Regimes
+
+    parts = zoo.find(model)
+    experiment = Regimes(configs, runs, parts, data, range(seeds), [int(t) for t in switches.split(",")])
+    compared = ["eval", "compare", "--data", str(judged), "--trained-with", str(data), "--out", str(out)]
+    for command in (*experiment.commands(), None):
+        words = [*compared, *map(str, sorted(experiment.models.iterdir()))] if command is None else command
+        print(f"mindpangu {' '.join(words)}", flush=True)
+        # A process each: what one training has compiled and allocated is gone for the next.
+        done = subprocess.run(
+            [sys.executable, "-c", "from mindpangu.cli.main import main; main()", *words], check=False
+        )
+        if done.returncode:
+            raise typer.Exit(done.returncode)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Optional
 
@@ -17,6 +18,21 @@ from mindpangu.errors import UserError
 from mindpangu.images import parse_size, read_picture
 
 PLACED_ALONE = 0.25  # compositions of a single picture off the middle
+
+
+class Stream(IntEnum):
+    """The random streams of a training: default_rng([seed, a number, stream]). An example's own have words for names.
+
+    Runs resume exactly, so no number changes its meaning.
+    """
+
+    ORDER = 1  # of pictures, a round
+    AUTOENCODER = 2  # the posterior's noise, a batch
+    DIFFUSION = 3  # noise levels, noise, dropped prompts, a batch
+    SCENES = 4  # the choice of scenes, a batch
+    ENCODED = 5  # the order of encoded batches, an epoch
+    NOISE_LEVELS = 6  # t and noise of a measured bin
+    FREE_TEXTS = 7  # the teacher's sentences, once
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,7 @@ class Examples:
     def first(self, index: int) -> int:
         """Which picture scene `index` shows, or shows first."""
         turn, place = divmod(index, len(self.records))
-        return int(np.random.default_rng([self.seed, turn, 1]).permutation(len(self.records))[place])
+        return int(np.random.default_rng([self.seed, turn, Stream.ORDER]).permutation(len(self.records))[place])
 
     def image(self, scene: Scene, scale: float = 1.0) -> np.ndarray:
         """The rendered scene, (height, width, 3) uint8."""

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mindpangu.config import parse
 from mindpangu.errors import UserError
-from mindpangu.infer.coop import CoopConfig, CoopDraw, ImageBridge, Influence, Reused
+from mindpangu.infer.coop import CoopConfig, CoopDraw, ImageBridge, InfluenceConfig, Reused
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.models.bridge import resampling
 
@@ -113,9 +113,9 @@ def test_a_bridge_may_be_crossed_now_and_then():
 
 
 def test_an_influence_over_the_noise_levels():
-    assert [Influence(0.5).at(t, 999) for t in (0, 999)] == [0.5, 0.5]
-    assert [Influence(0.8, above=500).at(t, 999) for t in (499, 500, 999)] == [0.0, 0.8, 0.8]
-    assert [Influence(0.8, above=199, fade=True).at(t, 999) for t in (100, 199, 599, 999)] == [0.0, 0.0, 0.4, 0.8]
+    assert [InfluenceConfig(0.5).at(t, 999) for t in (0, 999)] == [0.5, 0.5]
+    assert [InfluenceConfig(0.8, above=500).at(t, 999) for t in (499, 500, 999)] == [0.0, 0.8, 0.8]
+    assert [InfluenceConfig(0.8, above=199, fade=True).at(t, 999) for t in (100, 199, 599, 999)] == [0.0, 0.0, 0.4, 0.8]
 
 
 @pytest.mark.parametrize(

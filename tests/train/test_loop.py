@@ -13,7 +13,7 @@ from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors
 from mindpangu.config import parse
 from mindpangu.errors import UserError
-from mindpangu.train.config import LRSchedule, Optimizer, TrainConfig
+from mindpangu.train.config import LRScheduleConfig, OptimizerConfig, TrainConfig
 from mindpangu.train.schedule import coefficients, learning_rate
 from tests.tiny import training
 
@@ -251,7 +251,7 @@ def test_the_step_is_adamw_with_bias_correction_and_clipping(operators, monkeypa
         def construct(self, scale):
             return scale * ((self.w**2).sum() + (self.b**2).sum())
 
-    optimizer = Optimizer(betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, max_grad_norm=4.0)
+    optimizer = OptimizerConfig(betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, max_grad_norm=4.0)
     net, lr = Quadratic(), 0.05
     step = TrainStep(net)
     p = {"w": np.array([[3.0, -2.0]]), "b": np.array([5.0])}
@@ -275,15 +275,15 @@ def test_the_step_is_adamw_with_bias_correction_and_clipping(operators, monkeypa
 
 
 def test_learning_rate_warms_up_then_falls():
-    cosine = LRSchedule(learning_rate=1.0, warmup_images=100, final_ratio=0.1)
+    cosine = LRScheduleConfig(learning_rate=1.0, warmup_images=100, final_ratio=0.1)
     assert learning_rate(cosine, 0, 1100) == pytest.approx(0.01)
     assert learning_rate(cosine, 100, 1100) == pytest.approx(1.0)
     assert learning_rate(cosine, 600, 1100) == pytest.approx(0.55)
     assert learning_rate(cosine, 1100, 1100) == pytest.approx(0.1)
-    constant = LRSchedule(learning_rate=0.3, type="constant", cooldown_images=200)
+    constant = LRScheduleConfig(learning_rate=0.3, type="constant", cooldown_images=200)
     assert learning_rate(constant, 800, 1000) == 0.3
     assert learning_rate(constant, 900, 1000) == pytest.approx(0.15)
-    assert learning_rate(LRSchedule(learning_rate=0.3, type="constant"), 999, 1000) == 0.3
+    assert learning_rate(LRScheduleConfig(learning_rate=0.3, type="constant"), 999, 1000) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_muon_moves_along_the_singular_vectors_and_vectors_move_by_adamw(operato
         def construct(self, direction):
             return (direction * self.w).sum() + self.b.sum()
 
-    optimizer, lr = Optimizer(type="muon", momentum=0.9, weight_decay=0.1, max_grad_norm=1e9), 0.1
+    optimizer, lr = OptimizerConfig(type="muon", momentum=0.9, weight_decay=0.1, max_grad_norm=1e9), 0.1
     net, w, m = Linear(), start.copy(), np.zeros(shape)
     step = TrainStep(net, muon=True)
     for k, direction in enumerate(directions, 1):
