@@ -2,7 +2,7 @@
 
 MindSpore 2.9 takes a CPU's memory in blocks of 1 GiB, and walks through a block before it uses a part of it again: a
 graph touches about half of all that its layers write, until the blocks are full that hold what is alive at once. The
-CPU operators keep one more copy of a layer's tensors, in oneDNN's layout. docs/speed.md has the measurements.
+CPU operators keep one more copy of a layer's tensors, in oneDNN's layout. docs/results/speed.md has the measurements.
 """
 
 from __future__ import annotations
