@@ -310,14 +310,14 @@ class PanGuDraw:
         switch = LaggingTimeDecoupled if lag else TimeDecoupled
         return switch(experts, [float(schedule.sigma(t)) for t in lowest])
 
-    def guided(self, request: Request, prompts: Sequence[str], schedule: Optional[NoiseSchedule] = None) -> Conditioned:
+    def guided(self, request: Request, prompts: Sequence[str], schedule: Optional[NoiseSchedule] = None) -> Denoiser:
         """This model's denoiser for prompts, with its conditioning, if it knows words; `schedule` as for `denoiser`."""
         denoiser = self.denoiser(request.cache_interval, request.lag, request.controls, schedule)
         if self.conditioner is None:
             return Conditioned(denoiser, ())
         between = guided_levels(request, schedule or self.schedule)
-        guided = Guided(denoiser, request.guidance, tuple(request.styles.values()), request.rescale, between)
-        return Conditioned(guided, self._condition(request, prompts))
+        cond, styles = self._condition(request, prompts), tuple(request.styles.values())
+        return Guided(denoiser, cond, request.guidance, styles, request.rescale, between)
 
     def _denoise(self, request: Request, decode: Decode, batch: range, report: Report) -> Any:
         """Clean latents of a batch: the numbers of its pictures in the request."""
@@ -345,7 +345,7 @@ class PanGuDraw:
             denoiser = Inpainted(denoiser, known, Tensor(request.init_image.latent_mask(factor)))
             start = known + noise(0) * float(sigmas[0])
         return SAMPLERS[request.sampler](
-            lambda x, sigma: denoiser(x, sigma, ()),
+            denoiser,
             start,
             sigmas,
             noise=lambda step: noise(step + 1),

@@ -17,7 +17,7 @@ from mindpangu.checkpoint.diffusers import subfolder
 from mindpangu.checkpoint.lora import load_text_encoder_lora
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
 from mindpangu.data.examples import DataConfig, Examples, Stream
-from mindpangu.diffusion import Conditioned, Denoiser, Guided, NetDenoiser, NoiseSchedule
+from mindpangu.diffusion import Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target
 from mindpangu.diffusion.samplers import euler
 from mindpangu.errors import UserError
@@ -256,11 +256,9 @@ class TrainDiffusion:
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Pictures (top) and what the net alone makes of their captions, from the noisiest t it knows (below)."""
         load_into(self._shown.trainable_params(), unprefixed(weights, "unet."), "the average")
-        denoiser: Denoiser = NetDenoiser(self._shown, self.schedule, self.task.prediction)
+        denoiser = NetDenoiser(self._shown, self.schedule, self.task.prediction)
         x0, cond = self.shown()
-        if cond:
-            denoiser = Guided(denoiser, SHOWN_GUIDANCE)
-        self.show(Conditioned(denoiser, cond), x0, path)
+        self.show(Guided(denoiser, cond, SHOWN_GUIDANCE) if cond else denoiser, x0, path)
 
     def shown(self) -> tuple[np.ndarray, tuple[Tensor, ...]]:
         """A few latents; where there are words, context and vector of as many empty captions and of theirs."""
@@ -280,7 +278,7 @@ class TrainDiffusion:
         sigmas = np.append(self.schedule.sigma(np.linspace(top, self.task.t_min, SHOWN_STEPS)), 0.0)
         noise = np.random.default_rng(self.seed).standard_normal(x0.shape, np.float32)
         start = Tensor((x0 if top < self.task.schedule.steps - 1 else 0) + noise * np.float32(sigmas[0]))
-        drawn = euler(lambda x, sigma: denoiser(x, sigma, ()), start, sigmas)
+        drawn = euler(denoiser, start, sigmas)
         rows = [to_pictures(self.vae.decode(z).asnumpy()) for z in (Tensor(x0), drawn)]
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
 

@@ -1,7 +1,8 @@
 """Denoisers: denoise(x, sigma, cond) -> x0, the one contract between nets and samplers, and what combines them.
 
 x is a σ-space latent (N, C, h, w), x = x0 + σ·noise, as a NumPy array or a MindSpore Tensor; sigma (N,) is a host array
-of float64, so that choosing by σ costs no device synchronisation; cond is what the net takes beside x and t.
+of float64, so that choosing by σ costs no device synchronisation; cond is what the net takes beside x and t. `Guided`
+and `Conditioned` hold a condition of their own, so that samplers and combinators need not know it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Prediction = Literal["epsilon", "v", "x0"]
 class Denoiser(Protocol):
     """Anything that predicts the clean latent."""
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any: ...
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any: ...
 
 
 def column(values: np.ndarray, like: Any) -> Any:
@@ -47,7 +48,7 @@ class NetDenoiser:
     def __init__(self, net: Callable[..., Any], schedule: NoiseSchedule, prediction: Prediction) -> None:
         self.net, self.schedule, self.prediction = net, schedule, prediction
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
         c = 1 / np.sqrt(1 + sigma**2)
         t = np.asarray(self.schedule.t(sigma), np.float32)
         out = self.net(x * column(c, x), t if isinstance(x, np.ndarray) else type(x)(t), *cond)
@@ -88,7 +89,7 @@ class TimeDecoupled:
             )
         return int(numbers[0])
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
         """Raises: ValueError where one batch mixes both sides of a switch."""
         return self.experts[self.chosen(sigma)](x, sigma, cond)
 
@@ -103,7 +104,7 @@ class LaggingTimeDecoupled(TimeDecoupled):
         super().__init__(experts, switches)
         self.next = 0
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
         """The noise level decides at the next call only."""
         now, self.next = self.next, self.chosen(sigma)
         return self.experts[now](x, sigma, cond)
@@ -118,12 +119,12 @@ class Inpainted:
     def __init__(self, denoiser: Denoiser, known: Any, mask: Any) -> None:
         self.denoiser, self.kept, self.mask = denoiser, known * (1 - mask), mask
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
         return self.denoiser(x, sigma, cond) * self.mask + self.kept
 
 
 class Conditioned:
-    """A denoiser with a condition of its own, so that models that are told different things can be combined."""
+    """A denoiser with a condition of its own, not guided."""
 
     def __init__(self, denoiser: Denoiser, cond: Sequence[Any]) -> None:
         self.denoiser, self.cond = denoiser, cond
@@ -142,7 +143,7 @@ def standard_deviation(x: Any) -> Any:
 class Guided:
     """Classifier-free guidance with style rows: D = D_u + s (D_c − D_u) + Σ_k s_k (D_k − D_c).
 
-    cond holds R·N rows for a batch of N: unconditional, conditional, then one block a style. `rescale` φ > 0 pulls the
+    `cond`: R·N rows for a batch of N: unconditional, conditional, then one block a style. `rescale` φ > 0 pulls the
     result's standard deviation towards D_c's: D · (φ · std(D_c) / std(D) + 1 − φ) (arXiv 2305.08891, section 3.4, there
     on the net's output, here on the clean latent, so that it means the same for every kind of net). At σ outside
     `between` the conditional row stands alone (arXiv 2404.07724), and no other is computed.
@@ -151,12 +152,14 @@ class Guided:
     def __init__(
         self,
         denoiser: Denoiser,
+        cond: Sequence[Any],
         scale: float,
         styles: Sequence[float] = (),
         rescale: float = 0.0,
         between: tuple[float, float] = (0.0, math.inf),
     ) -> None:
-        self.denoiser, self.scale, self.styles, self.rescale = denoiser, scale, tuple(styles), rescale
+        self.denoiser, self.cond, self.scale, self.styles = denoiser, tuple(cond), scale, tuple(styles)
+        self.rescale = rescale
         self.lowest, self.highest = between
 
     @property
@@ -164,11 +167,11 @@ class Guided:
         """The factor of each block of rows; they add up to 1."""
         return (1 - self.scale, self.scale - sum(self.styles), *self.styles)
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
         n, blocks = x.shape[0], len(self.weights)
         if not self.lowest <= float(np.min(sigma)) <= self.highest:
-            return self.denoiser(x, sigma, tuple(one[n : 2 * n] for one in cond))
-        rows = self.denoiser(repeat_rows(x, blocks), np.tile(sigma, blocks), cond)
+            return self.denoiser(x, sigma, tuple(one[n : 2 * n] for one in self.cond))
+        rows = self.denoiser(repeat_rows(x, blocks), np.tile(sigma, blocks), self.cond)
         guided = rows[:n] * self.weights[0]
         for k, weight in enumerate(self.weights[1:], start=1):
             guided = guided + rows[k * n : (k + 1) * n] * weight

@@ -1,6 +1,6 @@
 """The experiment on Coop-Diffusion: does a picture made by two models keep the words of one and the lines of the other?
 
-Always beside it: each model alone, handing the finished picture on, and the algorithm as printed (docs/results/coop.md).
+Always beside it: each model alone, handing the finished picture on, and the algorithm as printed (docs/results).
 """
 
 from __future__ import annotations

@@ -92,14 +92,14 @@ def test_guidance_is_the_releases_formula(scale, styles):
         assert x.shape[0] == sigma.shape[0] == rows * n
         return values.reshape(-1, 1, 1, 1) * np.ones_like(x)
 
-    out = Guided(net, scale, styles)(np.zeros((n, 1, 2, 2)), np.ones(n), ())
+    out = Guided(net, (), scale, styles)(np.zeros((n, 1, 2, 2)), np.ones(n))
     u, c = values[0], values[1]
     expected = u + scale * (c - u) + sum(w * (values[2 + k] - c) for k, w in enumerate(styles))
     np.testing.assert_allclose(out[:, 0, 0, 0], expected, atol=1e-9)
 
 
 def test_guidance_of_one_is_the_conditional_prediction():
-    out = Guided(lambda x, s, c: np.array([5.0, 7.0]).reshape(2, 1, 1, 1), 1.0)(np.zeros((1, 1, 1, 1)), np.ones(1), ())
+    out = Guided(lambda x, s, c: np.array([5.0, 7.0]).reshape(2, 1, 1, 1), (), 1.0)(np.zeros((1, 1, 1, 1)), np.ones(1))
     assert out.item() == 7.0
 
 
@@ -107,8 +107,8 @@ def test_guidance_of_one_is_the_conditional_prediction():
 @settings(deadline=None)
 def test_rescaled_guidance_has_the_conditional_predictions_deviation(rescale, seed):
     rows = np.random.default_rng(seed).standard_normal((4, 3, 8, 8)) * 2 + 0.5
-    plain = Guided(lambda x, s, c: rows, 7.0)(np.zeros((2, 3, 8, 8)), np.ones(2), ())
-    out = Guided(lambda x, s, c: rows, 7.0, rescale=rescale)(np.zeros((2, 3, 8, 8)), np.ones(2), ())
+    plain = Guided(lambda x, s, c: rows, (), 7.0)(np.zeros((2, 3, 8, 8)), np.ones(2))
+    out = Guided(lambda x, s, c: rows, (), 7.0, rescale=rescale)(np.zeros((2, 3, 8, 8)), np.ones(2))
     for one, guided, conditional in zip(out, plain, rows[2:]):
         expected = rescale * conditional.std() + (1 - rescale) * guided.std()
         np.testing.assert_allclose(one.std(), expected, rtol=1e-9)
@@ -154,7 +154,7 @@ def test_outside_its_interval_guidance_is_not_computed():
         return x * 0 + cond[0].reshape(-1, 1, 1, 1)
 
     cond, x = (np.array([1.0, 1.0, 3.0, 3.0]),), np.zeros((2, 1, 2, 2))  # two pictures: unconditional, conditional
-    guided = Guided(net, 2.0, between=(1.0, 4.0))
+    guided = Guided(net, cond, 2.0, between=(1.0, 4.0))
     for sigma, rows, value in ((5.0, 2, 3.0), (4.0, 4, 5.0), (1.0, 4, 5.0), (0.5, 2, 3.0)):
-        np.testing.assert_allclose(guided(x, np.full(2, sigma), cond), value)
+        np.testing.assert_allclose(guided(x, np.full(2, sigma)), value)
         assert seen[-1] == (rows, sigma, 3.0 if rows == 2 else 1.0)

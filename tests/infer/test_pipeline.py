@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,3 +246,23 @@ def test_guidance_in_a_part_of_the_sampling(pipeline):
     np.testing.assert_allclose(draw(guidance_start=0.9), none, atol=2e-2)  # no step of four begins so late
     with pytest.raises(UserError, match="0 ≤ start < end ≤ 1"):
         draw(guidance_start=0.6, guidance_end=0.5)
+
+
+def test_the_way_from_the_loop_to_a_net_is_short(pipeline, monkeypatch):
+    """Eight frames of ours from `drawings` to the UNet's Cell: a reader follows them from top to bottom."""
+    import traceback
+
+    from mindpangu.models.loading import SharedUNet
+
+    seen = []
+    plain = SharedUNet.__call__
+
+    def watched(self, *inputs):
+        root = Path(traceback.__file__).parent
+        seen.append([f.name for f in traceback.extract_stack() if root not in Path(f.filename).parents])
+        return plain(self, *inputs)
+
+    monkeypatch.setattr(SharedUNet, "__call__", watched)
+    pipeline("a fox", steps=1)
+    names = seen[0][seen[0].index("drawings") :]
+    assert names[:4] == ["drawings", "_denoise", "euler", "_predict"] and len(names) == 8, names
