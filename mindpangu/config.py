@@ -2,7 +2,7 @@
 
 An unknown key, a wrong type or a missing value is a `UserError` that names the file, the key, what was found, what is
 allowed and, for a mistyped key, the nearest known one. `--set a.b=c` overrides go through the same checks. A file may
-build on another one: `base: common.yaml`.
+build on another one: `base: common.yaml`. A dataclass that has `presets()`, {name: its values}, may be given by name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import yaml
 from mindpangu.errors import UserError, nearest
 
 T = TypeVar("T")
+PRESET = "preset"  # the key of a net that is a preset, but for what else is given
 BASE = "base"  # the key of a file that names another one, on which it builds
 _UNIONS = (Union, getattr(types, "UnionType", Union))
 
@@ -152,7 +153,23 @@ def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
 _hints = lru_cache(maxsize=None)(typing.get_type_hints)
 
 
+def _of_preset(value: Any, presets: dict[str, dict[str, Any]], where: str, key: str) -> Any:
+    """The values of a preset given by name, with changes or without; any others as they are."""
+    if isinstance(value, str):
+        value = {PRESET: value}
+    if not isinstance(value, dict) or PRESET not in value:
+        return value
+    changes = dict(value)
+    name = changes.pop(PRESET)
+    if name not in presets:
+        hint = nearest(str(name), presets)
+        raise _fail(where, key, f"found preset {name!r}; allowed: {', '.join(presets)}{hint}, or a mapping of keys")
+    return merged(presets[name], changes)
+
+
 def _convert_dataclass(value: Any, kind: type, where: str, key: str) -> Any:
+    if hasattr(kind, "presets"):
+        value = _of_preset(value, kind.presets(), where, key)
     if not isinstance(value, dict):
         raise _fail(where, key, f"found {value!r}; a mapping of keys is needed")
     hints = _hints(kind)

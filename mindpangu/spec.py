@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Optional, Union
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
 
+from mindpangu.config import read_yaml
 from mindpangu.diffusion.schedule import ScheduleSpec
 from mindpangu.images import parse_size
+
+
+@lru_cache(maxsize=1)
+def _presets() -> dict[str, dict[str, dict[str, Any]]]:
+    return read_yaml(Path(str(files("mindpangu.configs"))) / "nets.yaml")
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,11 @@ class UNetSpec:
     heads: int = 0
     middle_depth: Optional[int] = None
     patch: int = 1
+
+    @staticmethod
+    def presets() -> dict[str, dict[str, Any]]:
+        """Those of configs/nets.yaml."""
+        return _presets()["unet"]
 
     def __post_init__(self) -> None:
         if (self.head_dim > 0) == (self.heads > 0):
@@ -120,6 +134,11 @@ class VAESpec:
     norm_groups: int = 32
     scale: tuple[float, ...] = (1.0,)
     shift: tuple[float, ...] = (0.0,)
+
+    @staticmethod
+    def presets() -> dict[str, dict[str, Any]]:
+        """Those of configs/nets.yaml."""
+        return _presets()["vae"]
 
     def __post_init__(self) -> None:
         for name, values in (("scale", self.scale), ("shift", self.shift)):

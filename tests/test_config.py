@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -118,3 +118,17 @@ def test_a_base_that_is_none(tmp_path):
     (tmp_path / "c.yaml").write_text("no_such_key: 1\n")
     with pytest.raises(UserError, match=r"a\.yaml \(based on .*c.yaml\).*no_such_key"):
         load(tmp_path / "a.yaml", Outer)
+
+
+def test_a_net_is_given_by_its_presets_name_with_changes_or_without():
+    from mindpangu.spec import UNetSpec, VAESpec
+
+    for kind in (UNetSpec, VAESpec):
+        for name, values in kind.presets().items():
+            assert parse(name, kind, "f.yaml") == parse(values, kind, "f.yaml")
+    changed = parse({"preset": "emoji-128", "model_channels": 32}, UNetSpec, "f.yaml")
+    assert changed == replace(parse("emoji-128", UNetSpec, "f.yaml"), model_channels=32)
+    with pytest.raises(UserError, match="found preset 'emoji128'; allowed: .* did you mean 'emoji-128'"):
+        parse("emoji128", UNetSpec, "f.yaml")
+    with pytest.raises(UserError, match="channels_mult: unknown key"):
+        parse({"preset": "emoji-128", "channels_mult": [1]}, UNetSpec, "f.yaml")
