@@ -128,7 +128,7 @@ def test_a_net_is_given_by_its_presets_name_with_changes_or_without():
             assert parse(name, kind, "f.yaml") == parse(values, kind, "f.yaml")
     changed = parse({"preset": "emoji-128", "model_channels": 32}, UNetSpec, "f.yaml")
     assert changed == replace(parse("emoji-128", UNetSpec, "f.yaml"), model_channels=32)
-    with pytest.raises(UserError, match="found preset 'emoji128'; allowed: .* did you mean 'emoji-128'"):
+    with pytest.raises(UserError, match=r"found preset 'emoji128'; allowed: .* did you mean 'emoji-128'"):
         parse("emoji128", UNetSpec, "f.yaml")
     with pytest.raises(UserError, match="channels_mult: unknown key"):
         parse({"preset": "emoji-128", "channels_mult": [1]}, UNetSpec, "f.yaml")
