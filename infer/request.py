@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import Any, Optional, Protocol, Union
 
 import numpy as np
 
+from mindpangu.diffusion.denoiser import Denoiser
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.errors import UserError, nearest
 from mindpangu.images import parse_size
 from mindpangu.infer.control import Control
 from mindpangu.infer.init_image import InitImage
-from mindpangu.spec import PipelineSpec
-
-if TYPE_CHECKING:
-    from mindpangu.infer.pipeline import PanGuDraw
+from mindpangu.spec import ModelSpec, PipelineSpec
 
 MAX_SEED = 2**63 - 1
 
@@ -54,6 +53,17 @@ class SamplingOptions:
         return {name: getattr(self, name) for name in OPTION_NAMES}
 
 
+class Refiner(Protocol):
+    """A second model, `PanGuDraw` itself, as far as a request is concerned."""
+
+    digest: str
+    model: ModelSpec
+    spec: PipelineSpec
+
+    def guided(self, request: Request, prompts: Sequence[str]) -> Denoiser:
+        """Its denoiser for prompts."""
+
+
 OPTION_NAMES = tuple(one.name for one in fields(SamplingOptions))
 
 
@@ -77,7 +87,7 @@ class Request(SamplingOptions):
     init_image: Optional[InitImage] = None
     controls: tuple[Control, ...] = ()
     latents: Optional[np.ndarray] = None
-    refiner: Optional[PanGuDraw] = None
+    refiner: Optional[Refiner] = None
     refine_below: int = 200
     batch: int = 8
     vae_tile: Optional[int] = None
