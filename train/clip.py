@@ -15,8 +15,8 @@ from PIL import Image
 
 from mindpangu.checkpoint.store import half, load_into, save_checkpoint, unprefixed, write_atomically
 from mindpangu.data import manifest
-from mindpangu.data.captions import LANGUAGES, spoken
 from mindpangu.data.examples import Examples, Stream
+from mindpangu.data.phrases import LANGUAGES, spoken
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
 from mindpangu.images import to_model

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint
-from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.lexicon import emoji_of, noun
 from mindpangu.data.manifest import Record
+from mindpangu.data.phrases import LANGUAGES
 from mindpangu.errors import UserError
 from mindpangu.text.tokenizer import TextTokenizer
 

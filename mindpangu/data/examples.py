@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from mindpangu.data import manifest
-from mindpangu.data.captions import ASIDES, LANGUAGES, TYPOS, Captions
+from mindpangu.data.captions import ASIDES, TYPOS, Captions
 from mindpangu.data.palette import Palette, palette
+from mindpangu.data.phrases import LANGUAGES
 from mindpangu.data.scenes import COLOURS, Mix, Scene, draw_things, render
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size, read_picture

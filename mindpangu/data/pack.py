@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from mindpangu.data import records, shards
-from mindpangu.data.captions import LANGUAGES
 from mindpangu.data.examples import Examples
+from mindpangu.data.phrases import LANGUAGES
 from mindpangu.data.shards import CAPTIONS, PICTURES
 from mindpangu.errors import UserError
 

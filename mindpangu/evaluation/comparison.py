@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 from PIL import Image
 
-from mindpangu.data.captions import LANGUAGES
+from mindpangu.data.phrases import LANGUAGES
 from mindpangu.evaluation.judge import SIDE, Draw, Galleries, Pictures, prompt_for
 from mindpangu.metrics.scores import frechet_distance
 

@@ -10,9 +10,9 @@ from typing import Any, Optional
 import numpy as np
 
 from mindpangu.data import manifest
-from mindpangu.data.captions import COLOUR_WORDS, LANGUAGES, NUMBERS, PLACE_WORDS, style_words
 from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.lexicon import natural_prompts, noun
+from mindpangu.data.phrases import COLOUR_WORDS, LANGUAGES, NUMBERS, PLACE_WORDS, style_words
 from mindpangu.data.scenes import ARRANGEMENTS, Scene, Thing, cell, nearest_colour
 from mindpangu.errors import UserError
 from mindpangu.images import to_model, to_pictures

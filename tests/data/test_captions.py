@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from mindpangu.data import captions
-from mindpangu.data.captions import (
+from mindpangu.data.examples import DataConfig, Examples
+from mindpangu.data.lexicon import noun
+from mindpangu.data.palette import SOME, names_of
+from mindpangu.data.phrases import (
     COLOUR_WORDS,
     FRAMES,
     LANGUAGES,
@@ -20,9 +23,6 @@ from mindpangu.data.captions import (
     SIZE_WORDS,
     style_words,
 )
-from mindpangu.data.examples import DataConfig, Examples
-from mindpangu.data.lexicon import noun
-from mindpangu.data.palette import SOME, names_of
 from mindpangu.data.scenes import CENTRES, COLOURS
 from mindpangu.data.sources import STYLES
 from tests.tiny import SAMPLE

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from mindpangu.data.captions import (
+from mindpangu.data.lexicon import natural_prompts, nouns, plural_of
+from mindpangu.data.phrases import (
     ASIDES_AFTER,
     ASIDES_BEFORE,
     BACKGROUNDS,
@@ -23,7 +24,6 @@ from mindpangu.data.captions import (
     STYLE_FORMS,
     style_words,
 )
-from mindpangu.data.lexicon import natural_prompts, nouns, plural_of
 from mindpangu.data.sources import STYLES
 
 

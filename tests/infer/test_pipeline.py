@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindpangu.data.captions import FRAMES
 from mindpangu.data.lexicon import nouns
+from mindpangu.data.phrases import FRAMES
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import NO_CHARACTER, contact_sheet, length, runs, wrap
 from mindpangu.infer.drawing import noise_of
