@@ -41,8 +41,15 @@ def with_lines(folder: Path) -> None:
     manifest.write(records, folder / "manifest.jsonl")
 
 
+UNET = {
+    "in_channels": 4, "out_channels": 4, "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1,
+    "transformer_depth": [0, 1], "head_dim": 16, "context_dim": 32, "vector_dim": 24, "norm_groups": 4,
+}  # fmt: skip
+TEXT = {"vocab_size": 600, "width": 16, "layers": 2, "heads": 2, "context_length": 12}
+
+
 def training(part: str, folder: Path, **changes) -> dict:
-    """A tiny training file, as plain values."""
+    """A tiny training file, as plain values: of the nets named here, or of a UNet called otherwise."""
     values = {
         "output_dir": str(folder / part),
         "context": {"device_target": "CPU", "seed": 3},
@@ -51,71 +58,48 @@ def training(part: str, folder: Path, **changes) -> dict:
         "lr_schedule": {"learning_rate": 1e-3},
         "callbacks": {"log_images": 8, "sample_images": 16, "checkpoint_images": 8},
     }
-    text = {"width": 16, "layers": 2, "heads": 2, "context_length": 12}
-    tasks = {
-        "vae": {
-            "spec": {
-                "z_channels": 4,
-                "channels": 16,
-                "channel_mult": [1, 2],
-                "num_res_blocks": 1,
-                "patch": 4,
-                "norm_groups": 4,
-            },
-            "crop": 32,
-        },
-        "clip": {
-            "text_a": {"vocab_size": 600, "end_id": 3, "activation": "quick_gelu", "output": "last", **text},
-            "text_b": {
-                "vocab_size": 600,
-                "end_id": 2,
-                "activation": "gelu",
-                "output": "penultimate",
-                "projection_dim": 16,
-                **text,
-            },
-            "image": {
-                "image_size": 32,
-                "patch_size": 16,
-                "width": 16,
-                "layers": 1,
-                "heads": 2,
-                "projection_dim": 16,
-            },
-        },
-        "diffusion": {
-            "unet": {
-                "in_channels": 4,
-                "out_channels": 4,
-                "model_channels": 16,
-                "channel_mult": [1, 2],
-                "num_res_blocks": 1,
-                "transformer_depth": [0, 1],
-                "head_dim": 16,
-                "context_dim": 32,
-                "vector_dim": 24,
-                "norm_groups": 4,
-            },
-            "vae": str(folder / "vae"),
-            "text": str(folder / "clip"),
-            "sizes": SIZES,
-            "size_dim": 8,
-            "scenes": 16,
-        },
-    }
-    task = part if part in tasks else "diffusion"
-    if part != "bridge":
-        values[task] = tasks[task]
-    if task == "diffusion" and part != "bridge":
-        values["data"].update(sizes=SIZES, size_weights=[0.7, 0.3])
-    if part in ("base", "control"):  # a net without words, and one that steers it along line drawings
-        wordless = {**tasks["diffusion"]["unet"], "context_dim": 0, "vector_dim": 0}
-        values["data"].update(folder=str(folder / "lined"), sizes=["32x32"], size_weights=[1.0])
-        values["diffusion"] = {"unet": wordless, "vae": str(folder / "vae"), "sizes": ["32x32"], "scenes": 16}
-    if part == "control":
-        base = str(folder / "base" / "unet.safetensors")
-        values["diffusion"]["control"] = {"base": base, "hint_widths": [4, 4, 8, 8]}
-    for key, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(values.get(key), dict)
-        values[key] = {**values[key], **value} if nested else value
+    known = {"vae": vae, "clip": clip, "base": wordless, "control": control, "bridge": nothing}
+    return laid_over(laid_over(values, known.get(part, diffusion)(folder)), changes)
+
+
+def laid_over(values: dict, changes: dict) -> dict:
+    """The values with changes; mappings one level down are merged."""
+    both = {key for key in changes if isinstance(changes[key], dict) and isinstance(values.get(key), dict)}
+    return {**values, **changes, **{key: {**values[key], **changes[key]} for key in both}}
+
+
+def nothing(folder: Path) -> dict:
+    return {}
+
+
+def vae(folder: Path) -> dict:
+    spec = {"z_channels": 4, "channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "patch": 4, "norm_groups": 4}
+    return {"vae": {"spec": spec, "crop": 32}}
+
+
+def clip(folder: Path) -> dict:
+    of_b = {"end_id": 2, "activation": "gelu", "output": "penultimate", "projection_dim": 16}
+    image = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2, "projection_dim": 16}
+    text_a = {**TEXT, "end_id": 3, "activation": "quick_gelu", "output": "last"}
+    return {"clip": {"text_a": text_a, "text_b": {**TEXT, **of_b}, "image": image}}
+
+
+def diffusion(folder: Path) -> dict:
+    task = {"unet": UNET, "vae": str(folder / "vae"), "text": str(folder / "clip"), "sizes": SIZES, "size_dim": 8}
+    return {"diffusion": {**task, "scenes": 16}, "data": {"sizes": SIZES, "size_weights": [0.7, 0.3]}}
+
+
+def wordless(folder: Path) -> dict:
+    """A net without words, of pictures that have line drawings."""
+    unet = {**UNET, "context_dim": 0, "vector_dim": 0}
+    task = {"unet": unet, "vae": str(folder / "vae"), "sizes": ["32x32"], "scenes": 16}
+    data = {"folder": str(folder / "lined"), "sizes": ["32x32"], "size_weights": [1.0]}
+    return {"diffusion": task, "data": data}
+
+
+def control(folder: Path) -> dict:
+    """A net that steers `wordless` along line drawings."""
+    values = wordless(folder)
+    base = str(folder / "base" / "unet.safetensors")
+    values["diffusion"]["control"] = {"base": base, "hint_widths": [4, 4, 8, 8]}
     return values

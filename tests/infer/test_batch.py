@@ -87,51 +87,56 @@ def test_each_picture_is_what_generate_draws_of_its_seed(quiet, model, uncompile
             assert json.loads(picture.info["mindpangu"])["seed"] == 3 + index
 
 
+def dying_after(pictures, write):
+    """A writer that ends the process, by an exception, instead of writing the picture after so many."""
+    left = [pictures]
+
+    def dying(target, content):
+        if Path(target).suffix == ".png":
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        write(target, content)
+
+    return dying
+
+
+def drew_all(plan, out, models, ranks):
+    """Whether so many processes, one after the other, draw all that is left; none draws what was finished."""
+    try:
+        for rank in range(ranks):
+            before = finished(out)
+            run = Run(plan, out, 2, Ranks(rank, ranks))
+            assert not before & {unit.number for unit in run.left}
+            for _ in run(models):
+                pass
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def tear_journal(out):
+    """As a kill within a line leaves it."""
+    with (out / "journal-0.jsonl").open("a") as file:
+        file.write('{"unit": 9')
+
+
 def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, models, tmp_path, uncompiled, monkeypatch):
     """A kill is an exception out of any write, also in the middle of a journal's line; ranks change between."""
     from mindpangu.infer import batch
 
     path, wanted = quiet
     plan, out, rng = planned(path, models), tmp_path / "out", random.Random(1)
-    drawn = []
-    real = models.draw
-
-    def counted(pictures):
-        drawn.append(pictures[0].file)
-        return real(pictures)
-
-    monkeypatch.setattr(models, "draw", counted)
-    write = batch.write_atomically
-    kills = 0
-    while True:
-        ranks = rng.choice([1, 2, 3])
-        fuse = [rng.randint(0, 2)]
-
-        def dying(target, content, fuse=fuse):
-            if Path(target).suffix == ".png":
-                if fuse[0] == 0:
-                    raise KeyboardInterrupt
-                fuse[0] -= 1
-            write(target, content)
-
-        monkeypatch.setattr(batch, "write_atomically", dying)
-        try:
-            for rank in range(ranks):
-                before = finished(out)
-                run = Run(plan, out, 2, Ranks(rank, ranks))
-                assert not before & {unit.number for unit in run.left}  # nothing that was finished is drawn again
-                for _ in run(models):
-                    pass
-        except KeyboardInterrupt:
-            kills += 1
-            if kills % 2:
-                with (out / "journal-0.jsonl").open("a") as file:
-                    file.write('{"unit": 9')  # as a kill within a line leaves it
-            if kills > 12:
-                fuse[0] = 99
-                monkeypatch.setattr(batch, "write_atomically", write)
-            continue
-        break
+    write, kills = batch.write_atomically, 0
+    while kills <= 12:
+        monkeypatch.setattr(batch, "write_atomically", dying_after(rng.randint(0, 2), write))
+        if drew_all(plan, out, models, rng.choice([1, 2, 3])):
+            break
+        kills += 1
+        if kills % 2:
+            tear_journal(out)
+    monkeypatch.setattr(batch, "write_atomically", write)
+    assert drew_all(plan, out, models, 1)
     assert kills >= 3
     assert contents(out) == wanted
     assert len(finished(out)) == len(plan.units)
