@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from mindpangu.checkpoint.store import whole_lines, write_atomically
+from mindpangu.checkpoint.store import file_digest, whole_lines, write_atomically
 from mindpangu.config import load
 from mindpangu.data.shards import write as write_shard
 from mindpangu.errors import UserError
@@ -29,6 +29,7 @@ from mindpangu.infer.prompt_file import Row, read_rows
 from mindpangu.infer.request import Request, check, request_for
 from mindpangu.parallel.ranks import Ranks
 
+MAX_REASON = 500  # characters of why a row cannot be drawn
 PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"
 
 
@@ -50,10 +51,17 @@ class BatchModels:
         self.model, self.device = model, device
         self._models = {name: model}
         self._recipes: dict[Path, CoopDraw] = {}
+        self._digests: dict[Path, str] = {}
 
     def identity(self, row: Row) -> str:
         """What tells apart who draws. Raises: UserError where a recipe is none."""
         return self.model.digest if row.coop is None else self._recipe(row, row.coop).digest
+
+    def content(self, row: Row) -> tuple[str, ...]:
+        """What a row's pictures hold, so that another one of the same name is another run. Raises: OSError."""
+        paths = [path for path in (row.init, row.mask, row.line) if path is not None]
+        self._digests.update({path: file_digest(path) for path in paths if path not in self._digests})
+        return tuple(self._digests[path] for path in paths)
 
     def check(self, pictures: Sequence[Picture]) -> None:
         """Raises: UserError where pictures of alike rows cannot be drawn."""
@@ -168,12 +176,18 @@ def make_plan(
         if isinstance(row, str) or problem:
             bad.append((line, problem))
             continue
-        digest.update(repr((line, row, models.identity(row))).encode())
+        digest.update(repr((line, row, models.identity(row), models.content(row))).encode())
         files = row.files(line, suffix)
-        taken.update(file.casefold() for file in files)
+        taken.update(map(_taken_as, files))
         alike.setdefault(row.shape, []).extend(Picture(line, row, index, file) for index, file in enumerate(files))
     batches = [tuple(one[i : i + batch]) for one in alike.values() for i in range(0, len(one), batch)]
     return Plan(tuple(_units(batches, per_shard)), tuple(bad), digest.hexdigest()[:16])
+
+
+def _taken_as(file: str) -> str:
+    """What names must differ in: not in case, as on some file systems, nor in dots, which shards write as _."""
+    stem, _, suffix = file.casefold().rpartition(".")
+    return f"{stem.replace('.', '_')}.{suffix}"
 
 
 def _problem(row: Row, line: int, models: BatchModels, suffix: str, taken: set[str]) -> str:
@@ -181,8 +195,10 @@ def _problem(row: Row, line: int, models: BatchModels, suffix: str, taken: set[s
     try:
         models.check([Picture(line, row, index, "") for index in range(row.n)])
     except UserError as error:
-        return str(error)
-    again = [file for file in row.files(line, suffix) if file.casefold() in taken]
+        return str(error)[:MAX_REASON]
+    except Exception as error:  # one row is no reason to draw none, whatever library raised it
+        return f"line {line}: {type(error).__name__}: {' '.join(str(error).split())}"[:MAX_REASON]
+    again = [file for file in row.files(line, suffix) if _taken_as(file) in taken]
     return f"file {again[0]} is another row's already" if again else ""
 
 
@@ -210,7 +226,7 @@ class Run:
         """
         self.plan, self.out, self.batch, self.ranks = plan, out, batch, ranks
         known = out / PLAN
-        if known.exists() and json.loads(known.read_text(encoding="utf-8")).get("digest") != plan.digest:
+        if known.exists() and _digest_in(known) != plan.digest:
             raise UserError(f"{out}: holds a run of other prompts, settings or another model; choose another --out")
         if ranks.first:
             errors = [json.dumps({"line": line, "reason": why}, ensure_ascii=False) + "\n" for line, why in plan.bad]
@@ -222,7 +238,7 @@ class Run:
         self.done = sum(unit.pictures for unit in mine) - sum(unit.pictures for unit in self.left)
 
     def _whole(self, unit: Unit) -> bool:
-        return all((self.out / file).is_file() for file in unit.files)
+        return whole(self.out, unit)
 
     def __call__(self, models: BatchModels) -> Iterator[int]:
         """Draw what is left; yields how many pictures each unit has, as it is finished."""
@@ -268,9 +284,26 @@ class Run:
         write_shard(self.out / unit.shard, samples)
 
 
+def whole(out: Path, unit: Unit) -> bool:
+    """Whether all that the unit leaves is there, and not empty."""
+    return all((out / file).is_file() and (out / file).stat().st_size for file in unit.files)
+
+
+def _digest_in(known: Path) -> str:
+    """Of the run that a folder holds. Raises: UserError."""
+    try:
+        return str(json.loads(known.read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, TypeError, LookupError):
+        raise UserError(f"{known}: damaged, so whose pictures these are is unknown; choose another --out") from None
+
+
 def finished(out: Path) -> set[int]:
-    """The numbers of the units that any process has noted as finished."""
+    """The numbers of the units that any process has noted as finished; lines that are none are passed over."""
     done: set[int] = set()
     for journal in out.glob(JOURNAL.format(rank="*")):
-        done.update(int(json.loads(line)["unit"]) for line in whole_lines(journal))
+        for line in whole_lines(journal):
+            try:
+                done.add(int(json.loads(line)["unit"]))
+            except (ValueError, TypeError, LookupError, RecursionError):
+                continue
     return done

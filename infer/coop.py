@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -251,7 +251,11 @@ class CoopDraw:
             )
         return sides
 
-    def __call__(
+    def __call__(self, prompts: Sequence[str], **options: Any) -> list[Drawing]:
+        """The drawings of `draw`, when all are finished."""
+        return list(self.draw(prompts, **options))
+
+    def draw(
         self,
         prompts: Sequence[str],
         *,
@@ -260,8 +264,8 @@ class CoopDraw:
         progress: Optional[Progress] = None,
         on_step: Optional[OnStep] = None,
         **options: Any,
-    ) -> list[Drawing]:
-        """Draw pictures of each prompt, in the output's space; see `asked` for the options.
+    ) -> Iterator[Drawing]:
+        """Draw pictures of each prompt, in the output's space, as they are finished; see `asked` for the options.
 
         `lines`: what the members' ControlNets look at, one for all pictures or one for each. `weights`: other
         influences than the recipe's. `progress` and `on_step` are `PanGuDraw`'s; while the output's member does not
@@ -298,7 +302,7 @@ class CoopDraw:
             }
             return {**settings, "controls": looked}
 
-        return list(drawings(request, denoising, model.vae.decode, made, progress, on_step))
+        return drawings(request, denoising, model.vae.decode, made, progress, on_step)
 
     def asked(self, prompts: Sequence[str], **options: Any) -> Request:
         """What the output's member is asked for. The options are those of `Request`'s fields that no recipe sets:
@@ -307,9 +311,9 @@ class CoopDraw:
         Raises:
             UserError: something cannot be done as asked.
         """
-        seed = options.get("seed", 0)
-        given = {**options, "prompts": tuple(prompts), "seed": seed if isinstance(seed, int) else tuple(seed)}
-        request = replace(self.requests[self.output], **given)
+        given = request_for(self.models[self.output].spec, prompts=tuple(prompts), **options)
+        asked = {name: getattr(given, name) for name in ("prompts", *options)}
+        request = replace(self.requests[self.output], **asked)
         check(request, self.models[self.output].spec)
         return request
 

@@ -9,7 +9,9 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image
 
+from mindpangu import runtime
 from mindpangu.diffusion.samplers import StepState
+from mindpangu.errors import UserError
 from mindpangu.images import to_pictures
 from mindpangu.infer.request import Request
 from mindpangu.version import __version__
@@ -93,21 +95,29 @@ def drawings(
                 raise StoppedError(shown)
 
         stopped: dict[str, int] = {}
-        try:
-            latents = denoising(batch, report)
-            pictures = decoded(decode, latents)
-        except StoppedError as early:
-            latents, pictures = early.state.denoised, early.state.pictures
-            stopped = {"stopped_after": early.state.step + 1}
-        for number, picture, latent in zip(batch, pictures, latents.asnumpy()):
+        with runtime.alone():
+            try:
+                latents = denoising(batch, report)
+                pictures = decoded(decode, latents)
+            except StoppedError as early:
+                latents, pictures = early.state.denoised, early.state.pictures
+                stopped = {"stopped_after": early.state.step + 1}
+            values = latents.asnumpy()
+        for number, picture, latent in zip(batch, pictures, values):
             seed, prompt = request.seed_of(number), request.prompt_of(number)
             made = {"version": __version__, "prompt": prompt, "seed": seed, **settings(number), "batch": len(batch)}
             yield Drawing(_finished(picture, request), prompt, {**made, **stopped}, latent)
 
 
 def decoded(decode: Decode, latents: Any) -> list[Image.Image]:
-    """The pictures of clean latents."""
-    return [Image.fromarray(picture) for picture in to_pictures(decode(latents).asnumpy())]
+    """The pictures of clean latents. Raises: UserError where they are not finite."""
+    pictures = decode(latents).asnumpy()
+    if not np.isfinite(pictures).all():
+        raise UserError(
+            "the picture is not finite (NaN): guidance, or the weight of a style, LoRA or ControlNet, is too large, or "
+            "the model's weights are damaged"
+        )
+    return [Image.fromarray(picture) for picture in to_pictures(pictures)]
 
 
 def _finished(picture: Image.Image, request: Request) -> Image.Image:

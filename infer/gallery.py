@@ -29,9 +29,10 @@ def page(folder: Path, progress: Callable[[int], object]) -> str:
     for path in files:
         entries.append(_entry(path, folder))
         progress(1)
-    data = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(entries, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # Nothing in a prompt can end the script that holds it.
-    return TEMPLATE.read_text(encoding="utf-8").replace("@DATA@", data.replace("<", "\\u003c"))
+    data = data.replace("<", "\\u003c").encode("utf-8", "replace").decode()  # half characters are no text
+    return TEMPLATE.read_text(encoding="utf-8").replace("@DATA@", data)
 
 
 def _entry(path: Path, folder: Path) -> dict[str, Any]:

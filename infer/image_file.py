@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin
 
 from mindpangu.checkpoint.store import write_atomically
+from mindpangu.config import parse
 from mindpangu.errors import UserError
+from mindpangu.images import BROKEN, opened
 from mindpangu.infer.contact_sheet import contact_sheet
 from mindpangu.infer.drawing import Drawing
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.infer.request import OPTION_NAMES
+from mindpangu.infer.request import SamplingOptions
 
+MAX_TOGETHER = 4096  # pictures, as a picture's settings may say
 SETTINGS_KEY = "mindpangu"
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}
 QUALITY: dict[str, dict[str, Any]] = {".webp": {"lossless": True}, ".jpg": {"quality": 95, "subsampling": 0}}
@@ -72,18 +78,56 @@ def save_drawing(drawing: Drawing, path: Path) -> None:
     write_atomically(path, encoded(drawing, path.suffix))
 
 
-def save_drawings(drawings: Sequence[Drawing], folder: Path, grid: bool) -> Path:
-    """Write 0000.png, 0001.png, … and, if `grid`, a contact sheet, grid.png; returns what to look at.
+def save_drawings(drawings: Iterable[Drawing], folder: Path, grid: bool) -> tuple[int, Path]:
+    """Write each drawing as it comes, numbered on from those that are there: 0000.png, 0001.png, …; and, if `grid`, a
+    contact sheet, grid.png or grid-1.png and on. Returns how many, and what to look at.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    for number, drawing in enumerate(drawings):
-        save_drawing(drawing, folder / f"{number:04d}.png")
-    if not grid:
-        return folder
-    contact_sheet(drawings).save(folder / "grid.png")
-    return folder / "grid.png"
+    count, shown = 0, []
+    taken = [int(path.stem) for path in folder.glob("[0-9]*.png") if path.stem.isdecimal()]
+    number = max(taken, default=-1) + 1
+    for drawing in drawings:
+        with _reserved(folder, (f"{i:04d}.png" for i in itertools.count(number))) as path:
+            save_drawing(drawing, path)
+        number, count = int(path.stem) + 1, count + 1
+        if grid:
+            shown.append(drawing)
+    if not shown:
+        return count, folder
+    buffer = BytesIO()
+    contact_sheet(shown).save(buffer, format="PNG")
+    with _reserved(folder, itertools.chain(["grid.png"], (f"grid-{i}.png" for i in itertools.count(1)))) as path:
+        write_atomically(path, buffer.getvalue())
+    return count, path
+
+
+@contextmanager
+def _reserved(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """The first of the names that is free, made empty so that no other process takes it; gone if it is not written.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = next(path for path in map(folder.joinpath, names) if _made(path))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        return False
+    return True
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -92,18 +136,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, or no picture.
     """
+    with opened(path) as picture:
+        try:
+            said = picture.getexif().get(ExifTags.Base.ImageDescription)
+        except BROKEN:
+            said = None
+        text = picture.info.get(SETTINGS_KEY) or said or "{}"
     try:
-        with Image.open(path) as picture:
-            text = picture.info.get(SETTINGS_KEY) or picture.getexif().get(ExifTags.Base.ImageDescription) or "{}"
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({error})") from None
-    try:
-        settings = json.loads(text)
-    except ValueError:
+        settings = json.loads(text, parse_float=_finite, parse_constant=lambda _: None)
+    except (ValueError, TypeError, RecursionError):
         return {}  # another program's description
     return settings if isinstance(settings, dict) and "prompt" in settings else {}
+
+
+def _finite(text: str) -> Optional[float]:
+    """A number of JSON; None where it has no finite value, as 1e999."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def own_settings(path: Path) -> dict[str, Any]:
@@ -125,6 +174,20 @@ ELSEWHERE = {  # what settings name, but a file does not carry
 }
 
 
+@dataclass(frozen=True)
+class Redrawn(SamplingOptions):
+    """What is read of a picture's settings to draw it again."""
+
+    prompt: str = ""
+    seed: int = 0
+    batch: int = 1
+    stopped_after: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= MAX_TOGETHER:
+            raise ValueError(f"batch is {self.batch}; 1 to {MAX_TOGETHER} is allowed")
+
+
 def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
     """Draw it again, beside as many others as then: the number drawn together changes the last bits of sums.
 
@@ -141,13 +204,13 @@ def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
             f"the picture was drawn by {settings.get('model')} {settings.get('digest', 'of an unknown version')}, and "
             f"this is {model.spec.name} {model.digest}"
         )
-    together = int(settings.get("batch", 1))
-    options = {key: settings[key] for key in OPTION_NAMES if key in settings}
-    end = settings.get("stopped_after", math.inf)
+    known = {one.name for one in fields(Redrawn)}
+    said = parse({key: value for key, value in settings.items() if key in known}, Redrawn, "the picture's settings")
+    end = math.inf if said.stopped_after is None else said.stopped_after
     return model(
-        [settings["prompt"]] * together,
-        seed=(int(settings["seed"]),) * together,
-        batch=together,
+        [said.prompt] * said.batch,
+        seed=(said.seed,) * said.batch,
+        batch=said.batch,
         on_step=lambda state: state.step + 1 < end,
-        **options,
+        **{name: value for name, value in said.options.items() if name in settings},
     )[0]

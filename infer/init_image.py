@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Optional, Union
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from mindpangu.data.lines import light_on_dark
 from mindpangu.errors import UserError
-from mindpangu.images import on_white
+from mindpangu.images import on_ground, on_white, read_picture
+
+DARK = 16  # of 255
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class InitImage:
     ) -> InitImage:
         """Both at (width, height): scaled to cover it, cut evenly, on white where transparent.
 
-        A mask is light where to draw anew; it is fitted as the picture is.
+        A mask is light where to draw anew, black where transparent, and of the picture's shape, up to a pixel's
+        rounding; it is fitted as the picture is. What is nearly black, as lossy files make it, counts as black.
 
         Raises:
             UserError: a file is absent or no picture, the two differ in shape, or the mask is black throughout.
@@ -37,13 +40,14 @@ class InitImage:
         fitted = np.asarray(ImageOps.fit(opened, size, Image.Resampling.LANCZOS))
         if mask is None:
             return cls(fitted)
-        light = mask if isinstance(mask, Image.Image) else _open(mask)
-        if light.width * opened.height != light.height * opened.width:
+        light = on_ground(mask if isinstance(mask, Image.Image) else read_picture(mask), "black").convert("L")
+        if not same_shape(light.size, opened.size):
             raise UserError(
                 f"{mask}: the mask is {light.width}x{light.height} and the picture {opened.width}x{opened.height}; "
                 "they must have the same shape"
             )
-        where = np.asarray(ImageOps.fit(light.convert("L"), size, Image.Resampling.BILINEAR), np.float32) / 255
+        grey = np.asarray(ImageOps.fit(light, size, Image.Resampling.BILINEAR), np.float32)
+        where = np.where(grey < DARK, 0, grey) / 255
         if not where.any():
             raise UserError(f"{mask}: the mask is black throughout; make it white where to draw anew")
         return cls(fitted, where)
@@ -71,9 +75,16 @@ class InitImage:
         return np.rint(weight * drawn + (1 - weight) * self.picture).astype(np.uint8)
 
 
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one size is the other scaled, up to a pixel."""
+    small, large = sorted((one, other))
+    scale = small[0] / large[0]
+    return abs(large[1] * scale - small[1]) <= 1 or abs(large[0] * small[1] / large[1] - small[0]) <= 1
+
+
 def read_flat(picture: Union[Path, Image.Image]) -> np.ndarray:
     """A picture as (H, W, 3) uint8, on white where transparent. Raises: UserError."""
-    return np.asarray(on_white(picture if isinstance(picture, Image.Image) else _open(picture)))
+    return np.asarray(on_white(picture if isinstance(picture, Image.Image) else read_picture(picture)))
 
 
 def read_lines(picture: Union[Path, Image.Image], size: tuple[int, int]) -> np.ndarray:
@@ -87,14 +98,3 @@ def read_lines(picture: Union[Path, Image.Image], size: tuple[int, int]) -> np.n
         raise UserError(f"{picture}: a blank picture (transparent parts count as white); a line drawing is needed")
     ground = tuple(int(value) for value in np.median(drawing.reshape(-1, 3), axis=0))
     return np.asarray(ImageOps.pad(Image.fromarray(drawing), size, Image.Resampling.LANCZOS, color=ground))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({error})") from None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy as np
 
 from mindpangu import runtime, zoo
+from mindpangu.checkpoint.lora import ADAPTER_FILE
+from mindpangu.checkpoint.store import file_digest
 from mindpangu.diffusion import (
     SAMPLERS,
     Conditioned,
@@ -31,7 +33,7 @@ from mindpangu.images import parse_size, to_model
 from mindpangu.infer.control import Control, ControlledDenoiser
 from mindpangu.infer.drawing import Decode, Drawing, OnStep, Progress, Report, drawings, noise_of
 from mindpangu.infer.request import Request, check, check_size, request_for
-from mindpangu.text.tokenizer import parse_weights
+from mindpangu.text.tokenizer import parse_weights, unread_marks
 from mindpangu.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ class PanGuDraw:
         self.tokenizers = load_tokenizers(folder, self.spec.text_encoders)
         self.vocabulary = Vocabulary.load(folder)
         self.unets = load_unets([folder / f"{name}.safetensors" for name in self.spec.experts], offload, dtype)
-        self.loras: dict[str, float] = {}
+        self.loras: list[dict[str, Any]] = []  # as the pictures' settings say them
 
     @classmethod
     def from_pretrained(
@@ -157,7 +159,7 @@ class PanGuDraw:
             unet.set_loras(read)
         if self.conditioner is not None:
             fill_text_encoders(self.conditioner, self.folder, self.spec.text_encoders, read)
-        self.loras = {path.name: scale for path, scale in loras}
+        self.loras = [{"file": path.name, "sha256": _digest(path), "scale": scale} for path, scale in loras]
 
     def __call__(
         self,
@@ -186,8 +188,6 @@ class PanGuDraw:
         Raises:
             UserError: the model cannot do what is asked.
         """
-        if not isinstance(options.get("seed", 0), (int, type(None))):
-            options["seed"] = tuple(options["seed"])
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         request = request_for(self.spec, prompts=texts, **options)
         check(request, self.spec)
@@ -210,8 +210,9 @@ class PanGuDraw:
                 f"{self.spec.name} was not trained at {request.size}; it is conditioned on {nearest}", stacklevel=3
             )
         for prompt in request.prompts:
-            self._warn_if_cut(prompt)
-        unknown = self._unknown_words(request)
+            self._warn_if_unread(prompt)
+        with runtime.alone():
+            unknown = self._unknown_words(request)
         decode = self.vae.decode if request.vae_tile is None else TiledDecoder(self.vae, request.vae_tile)
 
         def settings(number: int) -> dict[str, Any]:
@@ -228,8 +229,14 @@ class PanGuDraw:
             if request.latents.shape != wanted:
                 raise UserError(f"latents have the shape {request.latents.shape}; {wanted} is needed")
 
-    def _warn_if_cut(self, prompt: str) -> None:
+    def _warn_if_unread(self, prompt: str) -> None:
         text = parse_weights(prompt).text
+        marks = unread_marks(text)
+        if marks:
+            warnings.warn(
+                f"{', '.join(marks)}: read as words; weights are written (red:1.4), and LoRAs given with --lora",
+                stacklevel=4,
+            )
         unread = max((tokenizer.unread(text) for tokenizer in self.tokenizers), key=len, default="").strip()
         if unread:
             limit = self.tokenizers[0].context_length
@@ -367,6 +374,10 @@ class PanGuDraw:
         if self.loras:
             shown["loras"] = self.loras
         return {"model": self.spec.name, "digest": self.digest, **shown, "styles": dict(request.styles)}
+
+
+def _digest(lora: Path) -> str:
+    return file_digest(lora / ADAPTER_FILE if lora.is_dir() else lora)[:16]
 
 
 class StepCache:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
-import yaml
-
-from mindpangu.config import parse
+from mindpangu.config import parse, read_text
 from mindpangu.errors import UserError
 from mindpangu.infer.image_file import FORMATS
 from mindpangu.infer.request import OPTION_NAMES, SamplingOptions
@@ -21,7 +21,9 @@ WORDS = ("prompt", "negative", "file", "init", "mask", "coop", "line")
 OF_ALL = ("steps", "sampler", "sigmas")  # options that a recipe's members have in common
 OF_MEMBERS = ("init", *(name for name in OPTION_NAMES if name not in OF_ALL))  # what a recipe says itself
 MAX_N, MAX_NAME = 10_000, 200
+MAX_REASON = 500  # characters of what is wrong with a row
 KINDS = (".txt", ".csv", ".jsonl")
+PAIR = r"""["']?(\w+)["']?\s*[=:]\s*(-?\d{1,9}(?:\.\d{1,9})?)"""  # of a cell such as noto=2
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class Row(SamplingOptions):
 
     def files(self, line: int, suffix: str) -> list[str]:
         """The names of its pictures, by default its line's number."""
-        stem = f"{line:07}" if self.file is None else str(self.place.with_suffix(""))
+        place = self.place
+        if place.suffix.lower() in FORMATS:  # any other suffix is part of the name
+            place = place.with_suffix("")
+        stem = f"{line:07}" if self.file is None else str(place)
         return [f"{stem}{suffix}"] if self.n == 1 else [f"{stem}-{index:03}{suffix}" for index in range(self.n)]
 
 
@@ -92,12 +97,7 @@ def read_rows(path: Path, defaults: Mapping[str, Any]) -> Iterator[tuple[int, Ro
     """
     if path.suffix.lower() not in KINDS:
         raise UserError(f"{path}: a file of prompts ends in {', '.join(KINDS)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    text = read_text(path)
     for line, values in _values(path, text):
         if isinstance(values, str):
             yield line, values
@@ -108,13 +108,13 @@ def read_rows(path: Path, defaults: Mapping[str, Any]) -> Iterator[tuple[int, Ro
         try:
             yield line, parse({**defaults, **values}, Row, f"line {line}")
         except UserError as error:
-            yield line, str(error)
+            yield line, str(error)[:MAX_REASON]
 
 
 def _values(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     kind = path.suffix.lower()
     if kind == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         if "prompt" not in (reader.fieldnames or ()):
             raise UserError(f"{path}: the first line names the columns, and one of them is prompt")
         rows = iter(reader)
@@ -145,12 +145,17 @@ def _cells(row: Mapping[Any, Any], line: int) -> dict[str, Any] | str:
     """A table's cells as values; empty ones do not say."""
     if None in row:
         return f"line {line}: more cells than columns; put a cell with commas into quotation marks"
-    found: dict[str, Any] = {}
-    for key, cell in row.items():
-        if cell is None or not cell.strip():
-            continue
-        try:
-            found[key] = cell.strip() if key in WORDS else yaml.safe_load(cell)
-        except yaml.YAMLError:
-            return f"line {line}: {key}: {cell!r} is not a value"
-    return found
+    cells = {key: cell.strip() for key, cell in row.items() if cell is not None and cell.strip()}
+    return {key: cell if key in WORDS else _value(cell) for key, cell in cells.items()}
+
+
+def _value(cell: str) -> Any:
+    """A number, true or false, {"noto": 2} or noto=2, fluent_3d=1, or else text."""
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        pass
+    pairs = [re.fullmatch(PAIR, one.strip()) for one in cell.strip("{} ").split(",")]
+    if all(pairs):
+        return {pair[1]: float(pair[2]) for pair in pairs if pair}
+    return {"true": True, "false": False}.get(cell.lower(), cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional, Protocol, Union
@@ -18,7 +19,10 @@ from mindpangu.infer.control import Control
 from mindpangu.infer.init_image import InitImage
 from mindpangu.spec import ModelSpec, PipelineSpec
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
+RANDOM_SEED = -1
+WHOLE = ("steps", "seed", "n", "batch", "cache_interval", "vae_tile", "refine_below")
+REAL = ("guidance", "rescale", "guidance_start", "guidance_end", "strength")
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,42 @@ class Request(SamplingOptions):
 
 
 def request_for(spec: PipelineSpec, **asked: Any) -> Request:
-    """A request by the names of its fields; what is None or left out is the model's own, or the field's, default."""
+    """A request by the names of its fields; what is None or left out is the model's own, or the field's, default.
+
+    NumPy's numbers count as numbers, 3.0 as 3 where a whole one is needed, and a seed of RANDOM_SEED as a new one.
+
+    Raises:
+        UserError: something is no number, or not a whole one.
+    """
+    asked = {name: _plain(name, value) for name, value in asked.items()}
+    if asked.get("seed") == RANDOM_SEED:
+        asked["seed"] = secrets.randbelow(2**32)
     defaults = {
         "size": spec.default_size,
         "guidance": spec.default_guidance,
         "styles": dict(spec.default_styles),
     }
     return Request(**{**defaults, **{name: value for name, value in asked.items() if value is not None}})
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option as plain Python numbers. Raises: UserError."""
+    if name == "seed" and isinstance(value, (list, tuple, np.ndarray)):
+        return tuple(_plain(name, one) for one in value)
+    number = value.item() if isinstance(value, np.generic) else value
+    if name in WHOLE and number is not None:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number // 1:
+            raise UserError(f"{name} is {value!r}; a whole number is needed")
+        return int(number)
+    if name in REAL and number is not None:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise UserError(f"{name} is {value!r}; a number is needed")
+        return float(number)
+    if name == "styles" and isinstance(number, dict):
+        return {
+            str(style): weight.item() if isinstance(weight, np.generic) else weight for style, weight in number.items()
+        }
+    return number
 
 
 def check_size(size: str, spec: PipelineSpec) -> None:
@@ -151,6 +184,16 @@ def check_size(size: str, spec: PipelineSpec) -> None:
         raise UserError(f"size {size} cannot be drawn by {spec.name}; it draws {spec.sizes_in_words}")
 
 
+def check_text(what: str, text: str) -> None:
+    """Raises: UserError where text is none, or came in another encoding than the terminal's."""
+    try:
+        text.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise UserError(
+            f"{what} cannot be read: half a character is in it; was it typed in another encoding?"
+        ) from None
+
+
 def check(request: Request, spec: PipelineSpec) -> None:
     """Refuse what the model cannot do.
 
@@ -160,8 +203,10 @@ def check(request: Request, spec: PipelineSpec) -> None:
     if not request.prompts:
         raise UserError('no prompt was given; for example: mindpangu generate "a red apple"')
     for number, prompt in enumerate(request.prompts, start=1):
-        if not prompt.strip():
+        if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"prompt {number} is empty; say what to draw")
+        check_text(f"prompt {number}", prompt)
+    check_text("the negative prompt", request.negative)
     check_size(request.size, spec)
     for name, count in (
         ("steps", request.steps),

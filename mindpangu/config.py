@@ -7,11 +7,13 @@ build on another one: `base: common.yaml`. A dataclass that has `presets()`, {na
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import types
 import typing
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -25,19 +27,56 @@ BASE = "base"  # the key of a file that names another one, on which it builds
 _UNIONS = (Union, getattr(types, "UnionType", Union))
 
 
+def decoded(content: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 by its mark, without a byte order mark, lines ended by \\n.
+
+    Raises:
+        ValueError: it is in another encoding.
+    """
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not {encoding.removesuffix('-sig').upper()} (byte {error.start}); save it as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user wrote; see `decoded`.
+
+    Raises:
+        UserError: the file is absent, cannot be read, or is in another encoding.
+    """
+    try:
+        return decoded(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def shipped(path: Path) -> Path:
+    """The path, or where no such file is, the package's own: configs/infer/coop_low_high.yaml is found anywhere."""
+    if path.exists() or path.is_absolute():
+        return path
+    own = Path(str(files("mindpangu.configs"))).joinpath(*path.parts[path.parts[:1] == ("configs",) :])
+    return own if own.is_file() else path
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file ({} for an empty one).
 
     Raises:
         UserError: the file is absent, is not YAML, or does not hold a mapping.
     """
+    text = read_text(shipped(path))
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if found is None:
         return {}
@@ -62,8 +101,8 @@ def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str,
         return values, [path]
     if not isinstance(base, str):
         raise UserError(f"{path}: {BASE}: found {base!r}; the name of another YAML file is needed")
-    below, files = read_with_bases(path.parent / base, (*above, path.resolve()))
-    return merged(below, values), [path, *files]
+    below, read = read_with_bases(path.parent / base, (*above, path.resolve()))
+    return merged(below, values), [path, *read]
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +121,10 @@ def load(path: Union[str, Path], cls: type[T], overrides: Sequence[str] = ()) ->
     Raises:
         UserError: see the module's text; also when a `__post_init__` check of the dataclass raises ValueError.
     """
-    values, files = read_with_bases(Path(path))
+    values, read = read_with_bases(shipped(Path(path)))
     for override in overrides:
         put(values, override)
-    where = str(path) if len(files) == 1 else f"{path} (based on {', '.join(str(one) for one in files[1:])})"
+    where = str(path) if len(read) == 1 else f"{path} (based on {', '.join(str(one) for one in read[1:])})"
     return parse(values, cls, where)
 
 

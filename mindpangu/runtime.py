@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -66,7 +67,11 @@ def threads() -> int:
 
 def cache_folder() -> Path:
     """Where what was built once is kept: $XDG_CACHE_HOME/mindpangu, by default ~/.cache/mindpangu."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindpangu"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a name, as in containers
+        home = Path(os.sep)
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "mindpangu"
 
 
 def _has_bf16() -> bool:
@@ -174,6 +179,31 @@ def found_environment() -> dict[str, str]:
     """The environment as it was before `prepare_environment`."""
     made = {setting.name for setting in _settings if setting.origin == "mindpangu"}
     return {name: value for name, value in os.environ.items() if name not in made}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this thread alone uses MindSpore, which is not made for several; others wait.
+
+    Raises:
+        UserError: this process is a fork of one that has started MindSpore, which does not survive it.
+    """
+    if _forked:
+        raise UserError(
+            "MindSpore does not survive a fork; start processes anew, for example by multiprocessing's spawn"
+        )
+    with _one_thread:
+        yield
+
+
+def _note_fork() -> None:
+    global _forked  # noqa: PLW0603 - of this process
+    _forked = _device is not None
+
+
+_one_thread, _forked = threading.RLock(), False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def ascend_available() -> bool:

@@ -16,6 +16,7 @@ from mindpangu.data.lines import LineDrawings, as_lines, edges
 from mindpangu.diffusion import NetDenoiser
 from mindpangu.diffusion.denoiser import Prediction
 from mindpangu.errors import UserError
+from mindpangu.images import read_picture
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.loading import read_spec
 from mindpangu.models.unet import UNet
@@ -95,8 +96,8 @@ class TrainControl(TrainDiffusion):
 
         self.show(NetDenoiser(net, self.schedule, self.task.prediction), self.shown()[0], path)
         strip = np.concatenate([self.hint(int(scene)) for scene in scenes], axis=1)
-        with Image.open(path) as picture:
-            Image.fromarray(np.concatenate([np.asarray(picture), strip])).save(path)
+        shown = np.asarray(read_picture(path).convert("RGB"))
+        Image.fromarray(np.concatenate([shown, strip])).save(path)
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """controlnet.safetensors in fp16."""

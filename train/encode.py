@@ -1,7 +1,8 @@
 """`mindpangu data encode`: pictures and captions of shards as the latents and features that a generator trains on.
 
-One file for each shard. Its sidecar says by which encoder it was made: files of another one are made again, and a
-training refuses them.
+One file for each shard. Its sidecar says by which encoder it was made, and of which content: what is of another one is
+made again. A training refuses files of another encoder, and reads those of the last run alone.
+
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class Encoder:
                 tensors[f"{size}.ids.{encoder}"] = ids
             tensors[f"{size}.first"] = np.array(one.first, np.int64)
         used = sum(len(one.pictures) for one in rows.values())
-        return tensors, {"key": self.made_by, "used": used, "small": small, "bad": bad}
+        return tensors, {"used": used, "small": small, "bad": bad}
 
     @property
     def made_by(self) -> dict[str, object]:
@@ -169,24 +170,33 @@ def encode(
     bad: list[dict[str, str]] = []
     for path in shards:
         target = out / f"{path.stem}.safetensors"
-        card = _card_if_done(target, encoder.made_by)
+        made_by = {**encoder.made_by, "shard": file_digest(path)}
+        card = _card_if_done(target, made_by)
         if card is None:
             tensors, card = encoder.shard(path)
+            card = {**card, "key": made_by}
             save_checkpoint(target, tensors, card)
         bad += card["bad"]
         totals["used"] += card["used"]
         totals["small"] += card["small"]
         progress(1)
     totals["bad"] = len(bad)
-    if not (out / EMPTY).exists() or read_card(out / EMPTY).get("key") != encoder.key:
+    files = sorted(f"{path.stem}.safetensors" for path in shards)
+    if not (out / EMPTY).exists() or _said(out / EMPTY) != (encoder.key, files):
         cond = {size: encoder.features([""], size) for size in config.used}
         tensors = {
             f"{size}.{name}": one for size, pair in cond.items() for name, one in zip(("context", "vector"), pair)
         }
-        save_checkpoint(out / EMPTY, tensors, {"key": encoder.key})
+        save_checkpoint(out / EMPTY, tensors, {"key": encoder.key, "files": files})
     write_atomically(out / BAD, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad).encode())
     check_share(totals["used"] + totals["small"], len(bad), config.max_bad_share, out / BAD)
     return totals
+
+
+def _said(empty: Path) -> tuple[Any, Any]:
+    """By which encoder, and of which files the folder's data are."""
+    card = read_card(empty)
+    return card.get("key"), card.get("files")
 
 
 def _card_if_done(target: Path, made_by: dict[str, object]) -> Optional[dict[str, Any]]:

@@ -40,9 +40,8 @@ class EncodedData:
         if read_card(empty).get("key") != key:
             raise UserError(f"{folder}: encoded by other models than diffusion.vae and diffusion.text; encode it again")
         found: dict[str, list[np.ndarray]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            if path == empty:
-                continue
+        files = read_card(empty).get("files") or [one.name for one in sorted(folder.glob("*.safetensors"))]
+        for path in (folder / name for name in files if name != EMPTY):
             with safe_open(path, "numpy") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dictionary
                     size, _, kind = name.partition(".")

@@ -152,7 +152,9 @@ def make_step(task: Task, config: TrainConfig, ranks: Ranks) -> TrainStep:
     return step
 
 
-def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ranks = ALONE) -> State:
+def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to bottom
+    task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ranks = ALONE
+) -> State:
     """Train `task` until `until` (default: all of the run's images); return where it stands.
 
     Of several `ranks` each takes its part of every batch, and the first one writes and reports.
@@ -169,10 +171,10 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
         task.start_from(config.load_checkpoint)
     sense, step = config.runner_wrapper.scale_sense, make_step(task, config, ranks)
     average = Average(list(step.weights), config.ema_half_life_images)
-    resumed = load_state(folder, step, average) if config.resume_training else None
+    resumed = load_state(folder, step, average, config) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
     record = Record(folder, state.nimg, config.callbacks.tensorboard) if ranks.first else None
-    meter = Meter(state.nimg)
+    meter, due = Meter(state.nimg), False
     bar = progress_bar(folder.name, state, total, ranks.first)
 
     def passed(every: int) -> bool:
@@ -202,7 +204,9 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
                 line = meter.line(state, lr, norm)
                 record.line({**line, "by_noise_level": task.by_noise_level(average.values)} if measured else line)
                 bar.set_postfix(loss=line["loss"], skipped=state.skipped)
-            if state.taken and passed(config.callbacks.checkpoint_images):
+            due = due or passed(config.callbacks.checkpoint_images)
+            if due and (state.taken or state.nimg >= end):
+                due = False
                 whole = step.whole_state() if ranks.first or step.shared else {}
                 if ranks.first:
                     kept = config.callbacks.keep_checkpoint_max
@@ -215,5 +219,6 @@ def fit(task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ran
     bar.close()
     if not ranks.first:
         return state
+    average.update(state.step % EMA_EVERY * batch_size, state.nimg)  # what was trained since it was last moved
     task.export(average.values, folder, card(state, config))
     return state

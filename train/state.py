@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,12 +13,18 @@ import numpy as np
 from mindspore import Parameter
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, sidecar, verify
+from mindpangu.config import parse
 from mindpangu.errors import UserError
-from mindpangu.train.config import ScaleSenseConfig
+from mindpangu.train.config import ScaleSenseConfig, TrainConfig
 from mindpangu.train.step import TrainStep
 
 PATTERN = "state-*.safetensors"
 AVERAGE, PROGRESS = "average.", "progress"
+FIXED = (
+    "data", "vae", "clip", "bridge", "diffusion", "load_checkpoint", "context.seed", "runner_config.batch_size",
+    "optimizer.type",
+)  # fmt: skip
+FIXED_WHEN_FINISHED = ("optimizer", "lr_schedule", "ema_half_life_images")
 
 
 @dataclass
@@ -103,26 +110,47 @@ def save_state(
             other.unlink()
 
 
-def load_state(folder: Path, step: TrainStep, average: Average) -> Optional[State]:
+def load_state(folder: Path, step: TrainStep, average: Average, config: TrainConfig) -> Optional[State]:
     """Continue from the newest whole state in `folder`, bit for bit; None where there is none.
 
     Raises:
-        UserError: all states are damaged, or the newest whole one is of another net.
+        UserError: all states are damaged, or the newest whole one is of another net or a run of other settings.
     """
     found, damaged = states(folder), []
     for path in found:
         try:
-            verify(path)
+            card = verify(path)
         except UserError as error:
             damaged.append(path)
             print(f"{error}; going on from an older one", file=sys.stderr)
             continue
+        _check_settings(path, card, config)
         return _loaded(path, step, average)
     if damaged:
         raise UserError(
             f"{folder}: none of its {len(damaged)} states is whole; fetch one again, or delete them to begin anew"
         )
     return None
+
+
+def _check_settings(path: Path, card: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raises: UserError where the run in the folder is another than `config` says.
+
+    A run may go on with more images, another learning rate or other processes; a finished one, which would not be
+    trained any further, must be the same but for them.
+    """
+    try:
+        before = parse(card.get("config"), TrainConfig, str(path))
+    except UserError:  # of a version that had other settings
+        return
+    finished = int(card.get("nimg", 0)) >= config.runner_config.images
+    names = (*FIXED, *FIXED_WHEN_FINISHED) if finished else FIXED
+    changed = [name for name in names if attrgetter(name)(before) != attrgetter(name)(config)]
+    if changed:
+        what = "a finished run" if finished else "a run"
+        raise UserError(
+            f"{path.parent}: holds {what} of other settings ({', '.join(changed)}); choose another output_dir"
+        )
 
 
 def _loaded(path: Path, step: TrainStep, average: Average) -> State:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mindpangu.checkpoint.store import whole_lines, write_atomically
 from mindpangu.errors import UserError
+from mindpangu.images import read_picture
 
 STATS = "stats.jsonl"
 BOARD = "tensorboard"
@@ -40,13 +40,23 @@ def read_stats(folder: Path) -> Lines:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); a training writes it into its output_dir"
         ) from None
-    try:
-        lines = [json.loads(line) for line in whole]
-    except ValueError:
-        raise UserError(f"{path}: a line is not JSON; it is not a training's") from None
+    lines = parsed(whole)
     if not lines:
         raise UserError(f"{path}: no lines yet; wait for callbacks.log_images images")
     return lines
+
+
+def parsed(lines: Sequence[str]) -> Lines:
+    """Those of the lines that a training wrote; what else is in the file is passed over."""
+    found = []
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and isinstance(values.get("nimg"), int):
+            found.append(values)
+    return found
 
 
 class Record:
@@ -60,7 +70,7 @@ class Record:
         """
         path = folder / STATS
         if path.exists():
-            kept = [line for line in whole_lines(path) if json.loads(line)["nimg"] <= nimg]
+            kept = [json.dumps(line) + "\n" for line in parsed(whole_lines(path)) if line["nimg"] <= nimg]
             write_atomically(path, "".join(kept).encode())
         self._board = _board(folder / BOARD, nimg) if tensorboard else None
         self._stats = path.open("a", encoding="utf-8")
@@ -90,8 +100,7 @@ class Record:
     def samples(self, path: Path, nimg: int) -> None:
         """A picture that `Task.samples` wrote."""
         if self._board is not None:
-            with Image.open(path) as picture:
-                self._board.add_image("samples", np.asarray(picture.convert("RGB")), nimg, dataformats="HWC")
+            self._board.add_image("samples", np.asarray(read_picture(path).convert("RGB")), nimg, dataformats="HWC")
 
 
 def _board(folder: Path, nimg: int) -> Any:

@@ -22,7 +22,7 @@ OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.", "condi
 # In the files, and in no Cell of ours: averages of the training, tables of the noise schedule, positions, CLIP's mask
 # and temperature.
 UNUSED = re.compile(
-    r"^(model_ema\..*|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|lvlb_weights"
+    r"^(model_ema\..*|v_pred|ztsnr|denoiser\.sigmas|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*|logvar|lvlb_weights"
     r"|.*\.position_ids|.*\.attn_mask|.*\.logit_scale|cond_stage_model\..*\.text_projection(\.weight)?)$"
 )
 

@@ -1,16 +1,18 @@
 """LoRA files (arXiv 2106.09685): kohya's names, PEFT's and diffusers', read into one form, placed in a model, merged.
 
 A module's update is scale · alpha / rank · up · down, with down (rank, in, …) and up (out, rank, …); alpha is the rank
-where a file does not say.
+where neither a tensor nor a config says.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -44,6 +46,9 @@ LEAVES = {
     r"_lora\.down\.weight$": "down",
     r"_lora\.up\.weight$": "up",
 }
+UNET_BEGINNINGS = ("down_blocks.", "mid_block.", "up_blocks.", "input_blocks.", "middle_block.", "output_blocks.")
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's
+HEADER_KEY = "lora_adapter_metadata"  # diffusers'
 OTHER_KINDS = ("hada_w", "lokr_w", "dora_scale", "lora_magnitude_vector", "lora_mid", "oft_")
 
 
@@ -63,10 +68,19 @@ class Update:
 def read_lora(path: Path) -> dict[tuple[str, str], Update]:
     """{(part, module): update}; part: unet, text_encoder, text_encoder_2; module: its name with _ for every dot.
 
+    `path`: a file, or the folder that PEFT's save_pretrained writes. Alpha is a tensor's, or the adapter's config in
+    the header (diffusers since 0.34) or beside the file (PEFT).
+
     Raises:
-        UserError: no such file, a pickle, no LoRA, of another kind (LoHa, LoKr, DoRA, …), or a half is missing.
+        UserError: no such file, a pickle, no LoRA, of another kind (LoHa, LoKr, DoRA, …), a half is missing, or numbers
+            are not finite.
     """
-    files = TensorFiles([path])
+    if path.is_dir():
+        file, config = path / ADAPTER_FILE, _config_beside(path)
+    else:
+        file, config = path, {}
+    files = TensorFiles([file])
+    config = {**config, **_header_config(files.metadata, path)}
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for name in files.shapes:
         if any(kind in name for kind in OTHER_KINDS):
@@ -75,7 +89,12 @@ def read_lora(path: Path) -> dict[tuple[str, str], Update]:
         if placed is None:
             raise UserError(f"{path}: {name} is no name of kohya's, PEFT's or diffusers' LoRA files")
         part, module, leaf = placed
-        found.setdefault((part, module), {})[leaf] = files.read(name).astype(np.float32)
+        value = files.read(name).astype(np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{path}: {name} holds numbers that are not finite; the file is damaged, or its training was"
+            )
+        found.setdefault((part, module), {})[leaf] = value
     if not found:
         raise UserError(f"{path}: holds no tensors")
     updates = {}
@@ -84,18 +103,62 @@ def read_lora(path: Path) -> dict[tuple[str, str], Update]:
             missing = "down" if "down" not in halves else "up"
             raise UserError(f"{path}: {part} {module}: its {missing} matrix is missing")
         down, up = halves["down"], halves["up"]
-        rank = down.shape[0]
-        if up.ndim < 2 or up.shape[1] != rank:
+        rank = down.shape[0] if down.ndim else 0
+        if not rank or up.ndim < 2 or up.shape[1] != rank:
             raise UserError(f"{path}: {part} {module}: down {list(down.shape)} and up {list(up.shape)} differ in rank")
-        alpha = float(halves["alpha"].item()) if "alpha" in halves else float(rank)
+        if "alpha" in halves and halves["alpha"].size != 1:
+            raise UserError(
+                f"{path}: {part} {module}: alpha has the shape {list(halves['alpha'].shape)}, not one number"
+            )
+        alpha = float(halves["alpha"].item()) if "alpha" in halves else _alpha(config, part, module, rank)
         updates[part, module] = Update(down.reshape(rank, -1), up.reshape(up.shape[0], rank), alpha)
     return updates
+
+
+def _header_config(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """diffusers' copy of the adapters' configs, {"unet.lora_alpha": …}. Raises: UserError."""
+    try:
+        config = json.loads(metadata.get(HEADER_KEY, "{}"))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: {HEADER_KEY} in its header is not JSON, so its alpha is unknown")
+    return config
+
+
+def _config_beside(folder: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json. Raises: UserError."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: cannot be read ({error}); PEFT's folder has one") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / ADAPTER_CONFIG}: holds a {type(config).__name__}, not an object")
+    return config
+
+
+def _alpha(config: Mapping[str, Any], part: str, module: str, rank: int) -> float:
+    """A module's alpha by an adapter's config; the rank where it says nothing. Raises: UserError."""
+
+    def said(key: str) -> Any:
+        return config.get(f"{part}.{key}", config.get(key))
+
+    alpha, own = said("lora_alpha"), said("alpha_pattern")
+    for name, value in (own if isinstance(own, dict) else {}).items():
+        if module.endswith(flat(str(name))):
+            alpha = value
+    if alpha is None:
+        return float(rank)
+    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise UserError(f"a LoRA's lora_alpha is {alpha!r}; a finite number is needed")
+    return float(alpha) * (math.sqrt(rank) if said("use_rslora") else 1.0)  # rsLoRA counts alpha / √rank
 
 
 def _parsed(name: str) -> Optional[tuple[str, str, str]]:
     """(part, module, leaf) of a tensor's name."""
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
+    name = _with_part(name)
     for prefix, part in PARTS.items():
         if name.startswith(prefix):
             rest = name[len(prefix) :].removeprefix("base_model.model.")
@@ -104,6 +167,13 @@ def _parsed(name: str) -> Optional[tuple[str, str, str]]:
                     module = re.sub(pattern, "", rest).replace(".processor.", ".")
                     return part, flat(module), leaf
     return None
+
+
+def _with_part(name: str) -> str:
+    """A name that says its part, where an adapter's folder leaves it out."""
+    if name.startswith(UNET_BEGINNINGS):
+        return f"unet.{name}"
+    return f"text_encoder.{name}" if name.startswith("text_model.") else name
 
 
 def flat(module: str) -> str:

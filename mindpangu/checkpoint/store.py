@@ -9,8 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional, Protocol, TypeVar
 
@@ -43,22 +44,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name that nobody can foresee and link elsewhere
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that grows, with their ends; a last one that is still being written is left out."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [f"{line}\n" for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
 
 
 def sidecar(path: Path) -> Path:
@@ -174,7 +177,10 @@ def load_into(parameters: Iterable[NamedParameter], tensors: Mapping[str, Stored
     by_name = {p.name: p for p in parameters}
     check_fit({n: tuple(p.shape) for n, p in by_name.items()}, {n: t.shape for n, t in tensors.items()}, source)
     for name, parameter in by_name.items():
-        value = Tensor(np.array(tensors[name], dtype_to_nptype(parameter.dtype)))
+        stored = np.asarray(tensors[name])
+        if stored.dtype.kind != "f":
+            raise UserError(f"{source}: {name} is stored as {stored.dtype}; weights are floating-point numbers")
+        value = Tensor(np.array(stored, dtype_to_nptype(parameter.dtype)))
         if parameter.has_init:  # it waits for its first value; assign would lose it
             parameter.set_data(value)
         else:  # in place; with set_data a compiled graph keeps the old values beside the new until it runs again

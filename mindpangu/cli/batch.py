@@ -14,6 +14,7 @@ from tqdm import tqdm
 from mindpangu import runtime
 from mindpangu.cli.generate import DEFAULT_MODEL, check_writable
 from mindpangu.config import put
+from mindpangu.errors import UserError
 
 if TYPE_CHECKING:
     from mindpangu.infer.batch import BatchModels, Run
@@ -47,6 +48,7 @@ def batch(
     models = BatchModels(PanGuDraw.from_pretrained(model, device), model, device)
     ranks = join()
     plan = make_plan(prompts, defaults, models, batch_size, f".{form}", per_shard if shards else None)
+    out.mkdir(parents=True, exist_ok=True)
     with only_writer(out) if ranks.first else nullcontext():
         _draw(Run(plan, out, batch_size, ranks), models)
     if plan.bad:
@@ -56,7 +58,7 @@ def batch(
 def _draw(run: Run, models: BatchModels) -> None:
     """Draw what is left, with progress, and write the summary."""
     from mindpangu.checkpoint.store import write_atomically
-    from mindpangu.infer.batch import ERRORS
+    from mindpangu.infer.batch import ERRORS, whole
 
     plan, out, ranks = run.plan, run.out, run.ranks
     ranks.wait()
@@ -80,5 +82,8 @@ def _draw(run: Run, models: BatchModels) -> None:
             "digest": plan.digest,
         }
         write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        gone = sum(unit.pictures for unit in plan.units if not whole(out, unit))
+        if gone:
+            raise UserError(f"{out}: {gone} of {plan.pictures} pictures are gone since they were drawn; run it again")
         print(f"{plan.pictures} pictures in {out}", end="")
         print(f"; {len(plan.bad)} rows could not be drawn: {out / ERRORS}" if plan.bad else "")

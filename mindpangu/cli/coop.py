@@ -42,6 +42,6 @@ def coop(
     }  # fmt: skip
     kept = runtime.kept_graphs(together.digest, together.asked(prompt, **options).graph_key, len(lines))
     with kept, steps_bar() as progress:
-        drawings = together(prompt, lines=lines, progress=progress, **options)
-    where = save_drawings(drawings, out, grid)
-    print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")
+        drawings = together.draw(prompt, lines=lines, progress=progress, **options)
+        count, where = save_drawings(drawings, out, grid)
+    print(f"{count} pictures in {time.monotonic() - started:.1f} s: {where}")

@@ -80,13 +80,19 @@ def pack(
         )
         samples, count = packing.scenes(Examples(config), scenes), scenes
     else:
-        pictures, silent = packing.captioned(folder, caption)
-        samples, count = packing.files(pictures), len(pictures)
-        if silent:
-            print(f"{len(silent)} pictures have no caption beside them and are left out, for example {silent[0]}")
+        found = packing.captioned(folder, caption)
+        samples, count = packing.files(found.good), len(found.good)
+        if found.silent:
+            print(f"{len(found.silent)} pictures have no caption beside them: left out, for example {found.silent[0]}")
+        if found.unread:
+            kinds = ", ".join(sorted({path.suffix.lower() for path in found.unread}))
+            print(f"{len(found.unread)} pictures of formats that are not read ({kinds}): left out")
     with tqdm(total=count, unit="picture", desc="packing") as bar:
         shards = packing.pack(samples, out, per_shard, bar.update, form)
     print(f"{count} samples in {shards} shards in {out}")
+    old = packing.left_over(out, shards, form)
+    if old:
+        print(f"{len(old)} shards of an earlier, larger run are there too, from {old[0].name} on: delete them")
 
 
 @app.command()

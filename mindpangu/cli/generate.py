@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,8 +52,8 @@ def parse_loras(texts: list[str]) -> list[tuple[Path, float]]:
         name, sign, scale = text.rpartition("=")
         try:
             number = float(scale) if sign else 1.0
-        except ValueError:
-            number = math.nan
+        except ValueError:  # the sign is part of a file's name, or the scale is none
+            name, sign, number = "", "", 1.0 if Path(text).exists() else math.nan
         if not math.isfinite(number):
             raise UserError(f"--lora {text}: use file=scale, for example --lora ink.safetensors=0.8")
         loras.append((Path(name if sign else text), number))
@@ -80,16 +81,15 @@ def parse_control(text: str) -> tuple[Path, Path, dict[str, Any]]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder`, before any time is spent on pictures for it.
+    """Find out whether `folder` can be made and written, before any time is spent; nothing is made.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot.
     """
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".mindpangu-probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
 
@@ -153,7 +153,7 @@ def generate(
     negative: str = typer.Option("", help="Negative prompt."),
     seed: list[int] = typer.Option(
         [0],
-        help="Of each prompt's first picture, the others having seed + 1, …; may be repeated: one for each picture.",
+        help="Of each prompt's first picture, then seed + 1, …; -1: a new one; may be repeated: one for each picture.",
     ),
     n: int = typer.Option(1, help="Pictures a prompt."),
     batch: int = typer.Option(8, help="Pictures drawn together; fewer need less memory."),
@@ -218,9 +218,8 @@ def generate(
     )
     kept = runtime.kept_graphs(zoo.fingerprint(zoo.find(model)), pipeline.spec, dtype, request.graph_key)
     with kept, steps_bar() as progress:
-        drawings = list(pipeline.draw(request, progress))
-    where = save_drawings(drawings, out, grid)
-    print(f"{len(drawings)} pictures in {time.monotonic() - started:.1f} s: {where}")
+        count, where = save_drawings(pipeline.draw(request, progress), out, grid)
+    print(f"{count} pictures in {time.monotonic() - started:.1f} s: {where}")
 
 
 def _redrawn(like: Path, model: str, device: str, out: Path) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Optional
@@ -23,9 +24,13 @@ from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import check_fit, file_digest, save_checkpoint
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
 from mindpangu.convert.writer import DTYPES, Said, cast, check_room, write_model
+from mindpangu.errors import UserError
 from mindpangu.models.inventory import parts, shapes_of
 from mindpangu.spec import ControlNetSpec, ModelSpec
 from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
+
+POSITIONS = "embeddings.position_ids"  # a table 0, 1, 2, … that transformers saved before 4.31
+PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v_prediction": "v", "v": "v", "sample": "x0"}
 
 
 def convert_family(
@@ -44,6 +49,7 @@ def convert_family(
     Raises:
         UserError: absent, a pickle, damaged; a parameter is missing, unexpected or mis-shaped; see `write_model`.
     """
+    spec = agreed(source, spec)
     shapes = parts(spec)
     tokenizers = {}
     for name, text in spec.texts.items():
@@ -55,7 +61,8 @@ def convert_family(
             part: as_stored(of_part, files[part].shapes) for part, of_part in diffusers_places(spec, shapes).items()
         }
         for part in shapes:
-            check_places(places[part], shapes[part], files[part].shapes, str(files[part].paths[0].parent))
+            found = {name: shape for name, shape in files[part].shapes.items() if not name.endswith(POSITIONS)}
+            check_places(places[part], shapes[part], found, str(files[part].paths[0].parent))
     else:
         whole = TensorFiles([source])
         files = dict.fromkeys(shapes, whole)
@@ -77,6 +84,50 @@ def convert_family(
     write_model(spec, shapes, read, sources, out, dtype, shard_bytes, tokenizers, said)
 
 
+def agreed(source: Path, spec: ModelSpec) -> ModelSpec:
+    """The spec, with zero terminal SNR where the source says so.
+
+    What is said: by a diffusers folder's scheduler_config.json, or in a file by the marks "v_pred" and "ztsnr" and by
+    modelspec's metadata. Shapes are equal, so nothing else could tell.
+
+    Raises:
+        UserError: the source says that its nets predict something else.
+    """
+    prediction, zero_snr = (_said_in_folder if source.is_dir() else _said_in_file)(source)
+    pipeline = spec.pipeline
+    if prediction not in (None, pipeline.prediction):
+        raise UserError(
+            f"{source}: says that its nets predict {prediction}; {pipeline.name} says {pipeline.prediction}; choose "
+            f"a --model that fits, or a YAML file with prediction: {prediction}"
+        )
+    if not zero_snr:
+        return spec
+    if pipeline.prediction == "epsilon":
+        raise UserError(
+            f"{source}: zero terminal SNR does not go with nets that predict epsilon, as {pipeline.name}'s do"
+        )
+    return replace(spec, pipeline=replace(pipeline, schedule=replace(pipeline.schedule, zero_terminal_snr=True)))
+
+
+def _said_in_folder(source: Path) -> tuple[Optional[str], bool]:
+    path = source / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return None, False
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        said = config.get("prediction_type")
+        return None if said is None else PREDICTIONS.get(said, str(said)), config.get("rescale_betas_zero_snr") is True
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _said_in_file(source: Path) -> tuple[Optional[str], bool]:
+    files = TensorFiles([source])
+    said = files.metadata.get("modelspec.prediction_type")
+    marked = "v" if "v_pred" in files.shapes else None
+    return marked if said is None else PREDICTIONS.get(said, said), "ztsnr" in files.shapes
+
+
 def convert_controlnet(source: Path, model: ModelSpec, out: Path, dtype: str, said: Said = lambda line: None) -> None:
     """Write out/controlnet.safetensors from a ControlNet for `model`: a file in its release's names or in diffusers',
     or the latter's folder.
@@ -87,11 +138,14 @@ def convert_controlnet(source: Path, model: ModelSpec, out: Path, dtype: str, sa
     spec = ControlNetSpec(next(iter(model.unets.values())))
     shapes = shapes_of(spec)
     files = TensorFiles(folder_files(source, stem_of("controlnet")) if source.is_dir() else [source])
-    if any(name.startswith(ldm.CONTROL) for name in files.shapes):
+    found = files.shapes
+    if any(name.startswith(ldm.CONTROL) for name in found):
         places = ldm.net_places(ldm.CONTROL, shapes)
+        # Some files hold the whole model beside it.
+        found = {name: shape for name, shape in found.items() if name.startswith(ldm.CONTROL)}
     else:
         places = controlnet_places(model, spec, shapes)
-    check_places(places, shapes, files.shapes, str(source))
+    check_places(places, shapes, found, str(source))
     check_room(out, np.dtype(DTYPES[dtype]).itemsize * sum(prod(shape) for shape in shapes.values()))
     said("controlnet.safetensors")
     tensors = {name: cast(place.read(shapes[name], files.read), dtype, name) for name, place in places.items()}

@@ -103,6 +103,7 @@ def _scheduler(spec: ModelSpec) -> dict[str, Any]:
         "beta_schedule": schedule.kind,
         "prediction_type": {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}[spec.pipeline.prediction],
         "timestep_spacing": "linspace",
+        **({"rescale_betas_zero_snr": True} if schedule.zero_terminal_snr else {}),
     }
 
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from PIL import Image, UnidentifiedImageError
-
 from mindpangu.data import manifest
 from mindpangu.data.sources import NAMES_PACKAGE, STYLES, Reader, fetch_npm, open_style, plain_code
 from mindpangu.errors import UserError
+from mindpangu.images import opened
 
 COMPONENT_AND_FLAG_GROUPS = (2, 9)
 HELDOUT_SHARE = 0.1
@@ -158,7 +157,7 @@ def _build_one(
             part = (out / file).with_suffix(".part")
             picture.save(part, format="PNG")
             part.replace(out / file)
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, UserError) as error:
         report.missing.append(f"{file}: unreadable in its package ({' '.join(str(error).split())})")
         return None
     return manifest.Record(
@@ -181,9 +180,9 @@ def _is_picture(path: Path, side: int) -> bool:
     if not path.exists():
         return False
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             return picture.size == (side, side)
-    except (OSError, UnidentifiedImageError):
+    except UserError:
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,26 @@ from mindpangu.data.shards import CAPTIONS, PICTURES
 from mindpangu.errors import UserError
 
 Sample = tuple[str, dict[str, bytes]]
+HIDDEN = "._"  # what a Mac leaves beside files on other file systems
+KOHYA = "caption"  # kohya's suffix of captions
+UNREAD = (
+    "heic",
+    "heif",
+    "jxl",
+    "jp2",
+    "psd",
+    "svg",
+    "tga",
+    "ppm",
+    "pgm",
+    "exr",
+    "hdr",
+    "ico",
+    "eps",
+    "dng",
+    "cr2",
+    "nef",
+)
 
 
 def scenes(examples: Examples, count: int) -> Iterator[Sample]:
@@ -27,35 +48,54 @@ def scenes(examples: Examples, count: int) -> Iterator[Sample]:
         yield f"{i:08}", {"png": file.getvalue(), **fields}
 
 
-def captioned(folder: Path, otherwise: str = "") -> tuple[dict[Path, dict[str, bytes]], list[Path]]:
-    """The pictures below `folder` with their captions, those of NAME.txt, NAME.en.txt, …, and those that have none.
+@dataclass(frozen=True)
+class Captioned:
+    """The pictures of a folder: `good` ones with their captions by field, those that have none, those not read."""
 
-    `otherwise`: the caption of those.
+    good: dict[Path, dict[str, bytes]]
+    silent: list[Path]
+    unread: list[Path]
+
+
+def captioned(folder: Path, otherwise: str = "") -> Captioned:
+    """The pictures below `folder` with their captions: those of NAME.txt, NAME.caption, NAME.en.txt, …, in any case.
+
+    `otherwise`: the caption of those that have none.
 
     Raises:
         UserError: no picture has one.
     """
-    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in PICTURES)
+    there = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN))
+    by_name = {(path.parent, path.name.casefold()): path for path in there}
+    pictures = [path for path in there if _kind(path) in PICTURES]
     default = {"txt": otherwise.encode()} if otherwise else {}
-    beside = {path: _beside(path) or default for path in pictures}
+    beside = {path: _beside(path, by_name) or default for path in pictures}
     good = {path: captions for path, captions in beside.items() if captions}
     if not good:
         raise UserError(
             f"{folder}: {len(pictures)} pictures, none with a caption beside it (fox.jpg and fox.txt); --caption gives "
             "one to all"
         )
-    return good, [path for path in pictures if path not in good]
+    silent = [path for path in pictures if path not in good]
+    return Captioned(good, silent, [path for path in there if _kind(path) in UNREAD])
 
 
-def _beside(path: Path) -> dict[str, bytes]:
-    places = {field: path.with_name(f"{path.stem}.{field}") for field in CAPTIONS}
-    return {field: place.read_bytes() for field, place in places.items() if place.is_file()}
+def _kind(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
+def _beside(path: Path, by_name: Mapping[tuple[Path, str], Path]) -> dict[str, bytes]:
+    places = {field: by_name.get((path.parent, f"{path.stem}.{field}".casefold())) for field in (*CAPTIONS, KOHYA)}
+    found = {field: place.read_bytes() for field, place in places.items() if place is not None}
+    if KOHYA in found:
+        found = {"txt": found.pop(KOHYA), **found}
+    return found
 
 
 def files(pictures: Mapping[Path, Mapping[str, bytes]]) -> Iterator[Sample]:
     """Pictures as they are, with their captions."""
     for i, (path, captions) in enumerate(pictures.items()):
-        yield f"{i:08}", {path.suffix.lower().lstrip("."): path.read_bytes(), **captions}
+        yield f"{i:08}", {_kind(path): path.read_bytes(), **captions}
 
 
 FORMATS = {"tar": shards.write, "mindrecord": records.write}
@@ -71,3 +111,8 @@ def pack(
         number += 1
         progress(len(part))
     return number
+
+
+def left_over(out: Path, count: int, form: str) -> list[Path]:
+    """Shards of an earlier, larger run, which the last one did not write over."""
+    return sorted(path for path in out.glob(f"[0-9]*.{form}") if path.stem.isdecimal() and int(path.stem) >= count)

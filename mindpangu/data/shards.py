@@ -1,6 +1,6 @@
 """Sharded data sets: tar files in WebDataset's layout, read in any order without being unpacked.
 
-Members of one name up to its first dot are one sample: a picture (.jpg, .jpeg, .png, .webp) and its captions, in .txt,
+Members of one name up to its first dot are one sample: a picture (of one of PICTURES) and its captions, in .txt,
 .en.txt, .zh.txt, or as "caption", "caption_en", "caption_zh" of a .json. What is wrong with a sample is said, never
 fatal: it is left out and listed.
 """
@@ -17,16 +17,16 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mindpangu.checkpoint.store import write_atomically
+from mindpangu.config import decoded
 from mindpangu.errors import UserError
-from mindpangu.images import on_white
+from mindpangu.images import on_white, read_picture
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif")
 CAPTIONS = ("txt", "en.txt", "zh.txt", "json")
 CAPTION_KEYS = ("caption", "caption_en", "caption_zh")
 KEY_OF = dict(zip(CAPTIONS, CAPTION_KEYS))
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 64_000_000  # of a picture; more is taken for a decompression bomb
 MAX_CAPTION = 65_536  # bytes
+MAX_FILE = 2**28  # bytes
 BLOCK = 512  # of a tar file
 
 
@@ -75,8 +75,10 @@ class Shard:
             key = str(place.with_name(stem)) if stem else member.name
             if place.is_absolute() or ".." in place.parts:
                 reasons[key] = "its name leaves the archive"
-            elif not member.isfile():
-                reasons[key] = "a link or a device, not a file"
+            elif not member.isfile() or member.issparse():
+                reasons[key] = "a link, a device or a sparse file, not a plain file"
+            elif not 0 <= member.size <= MAX_FILE:
+                reasons[key] = f"{member.size} bytes; 0 to {MAX_FILE} are read"
             members.setdefault(key, []).append((field.lower(), member.offset_data, member.size))
         for key, found in members.items():
             pictures = [one for one in found if one[0] in PICTURES]
@@ -99,7 +101,7 @@ class Shard:
                     raise tarfile.ReadError(f"damaged after byte {tar.offset}")
         except FileNotFoundError:
             raise UserError(f"{self.path}: no such file") from None
-        except (tarfile.TarError, ValueError, OSError) as error:
+        except (tarfile.TarError, ValueError, OSError, ArithmeticError, LookupError) as error:
             self.bad.append(Bad(self.path.name, f"not a whole, uncompressed tar file ({error})"))
 
     def read(self, entry: Entry) -> Sample:
@@ -127,6 +129,10 @@ def captions_of(field: str, content: bytes) -> dict[str, str]:
         found = {KEY_OF[field]: text}
     if not found or not all(isinstance(one, str) and one.strip() for one in found.values()):
         raise BadSampleError(f".{field}: no caption in it")
+    try:
+        "".join(found.values()).encode()
+    except UnicodeEncodeError:
+        raise BadSampleError(f".{field}: half a character (a lone surrogate)") from None
     return {key: one.strip() for key, one in found.items()}
 
 
@@ -135,24 +141,17 @@ def text_of(field: str, content: bytes) -> str:
     if len(content) > MAX_CAPTION:
         raise BadSampleError(f"{field}: {len(content)} bytes; at most {MAX_CAPTION} are read")
     try:
-        return content.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise BadSampleError(f"{field}: not UTF-8 ({error})") from None
+        return decoded(content).strip()
+    except ValueError as error:
+        raise BadSampleError(f"{field}: {error}") from None
 
 
 def picture_of(content: bytes) -> Image.Image:
     """A picture in RGB, on white. Raises: BadSampleError where it is too large or cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise BadSampleError(
-                    f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all are decoded"
-                )
-            return on_white(picture)
-    except BadSampleError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on a broken file
-        raise BadSampleError(f"the picture cannot be decoded ({error})") from None
+        return on_white(read_picture(content, "the picture"))
+    except UserError as error:
+        raise BadSampleError(str(error)) from None
 
 
 def find(pattern: str) -> list[Path]:
@@ -176,7 +175,7 @@ def check_share(good: int, bad: int, allowed: float, where: Path) -> None:
 def write(path: Path, samples: Sequence[tuple[str, dict[str, bytes]]]) -> None:
     """A whole shard of samples, each a key and {field: content}, or none. Raises: UserError."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, fields in samples:
             for field, content in fields.items():
                 member = tarfile.TarInfo(f"{key}.{field}")

@@ -12,13 +12,13 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Optional
 
 from PIL import Image
 
 from mindpangu.errors import UserError
+from mindpangu.images import read_picture
 
 VARIATION_SELECTOR = "fe0f"
 
@@ -158,7 +158,7 @@ def render_svg(svg: str, size: int, css: Optional[str] = None) -> Image.Image:
         svg = svg.replace("<svg", f'<svg width="{width}" height="{height}"', 1)
     side: dict[str, Any] = {"width": size} if width >= height else {"height": size}
     png = resvg_py.svg_to_bytes(svg_string=svg, style_sheet=css, skip_system_fonts=True, **side)
-    return pad_square(Image.open(BytesIO(bytes(png))).convert("RGBA"), size)
+    return pad_square(read_picture(bytes(png), "resvg's picture"), size)
 
 
 def pad_square(picture: Image.Image, size: int) -> Image.Image:
@@ -196,8 +196,7 @@ def open_style(style: Style, cache: Path) -> Reader:
             return None
         if path.suffix == ".svg":
             return render_svg(path.read_text(encoding="utf-8"), size)
-        with Image.open(path) as picture:
-            return pad_square(picture.convert("RGBA"), size)
+        return pad_square(read_picture(path), size)
 
     return read
 

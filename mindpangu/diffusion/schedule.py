@@ -12,16 +12,22 @@ from typing import Literal, Union
 import numpy as np
 
 MAX_BETA = 0.999  # arXiv 2102.09672
+LEAST_ALPHA_BAR = 2.0**-24  # σ 4096
 
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """A discrete schedule of `steps` steps. "cosine" (arXiv 2102.09672) has no betas of its own."""
+    """A discrete schedule of `steps` steps. "cosine" (arXiv 2102.09672) has no betas of its own.
+
+    `zero_terminal_snr`: √ᾱ is shifted and scaled so that nothing of the picture is left at the last t (arXiv
+    2305.08891, algorithm 1), up to LEAST_ALPHA_BAR, with which σ stays finite.
+    """
 
     kind: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.beta_start <= self.beta_end < 1:
@@ -48,6 +54,10 @@ class NoiseSchedule:
     def __init__(self, spec: ScheduleSpec) -> None:
         self.spec = spec
         self.alphas_cumprod = np.cumprod(1 - betas(spec))
+        if spec.zero_terminal_snr:
+            root = np.sqrt(self.alphas_cumprod)
+            root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+            self.alphas_cumprod = np.maximum(root**2, LEAST_ALPHA_BAR)
         self.log_sigmas = 0.5 * (np.log1p(-self.alphas_cumprod) - np.log(self.alphas_cumprod))
 
     @property

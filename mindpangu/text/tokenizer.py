@@ -147,7 +147,8 @@ def frame(tokenizer: Tokenizer, start: str, end: str) -> None:
     )
 
 
-MARK = re.compile(r"\(([^():]+):(-?\d+(?:\.\d+)?)\)")
+NUMBER_MARK = re.compile(r"\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*$")
+NO_MARK = re.compile(r"\([^()]*:[^()]*\)|<\w+:[^<>]*>|\[[^\[\]]*:[^\[\]]*\]")  # as other programs have them
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,41 @@ class Weighted:
 
 
 def parse_weights(prompt: str) -> Weighted:
-    """Take "(words:number)" marks out of a prompt. Other brackets, and marks within marks, stay as they are."""
-    text, spans, end = "", [], 0
-    for mark in MARK.finditer(prompt):
-        text += prompt[end : mark.start()]
-        spans.append((len(text), len(text) + len(mark[1]), float(mark[2])))
-        text += mark[1]
-        end = mark.end()
-    return Weighted(text + prompt[end:], tuple(spans))
+    """Take "(words:number)" marks out of a prompt; the numbers of marks within marks multiply.
+
+    White space around the number does not matter; "\\(" and "\\)" are brackets and no marks, as are brackets without
+    a number.
+    """
+    open_marks: list[list[tuple[str, float]]] = [[]]  # characters and their weights, since each "(" that is open
+    characters = iter(prompt)
+    for one in characters:
+        if one == "\\":
+            following = next(characters, "")
+            open_marks[-1] += [(c, 1.0) for c in (following if following in ("(", ")") else one + following)]
+        elif one == "(":
+            open_marks.append([])
+        elif one == ")" and len(open_marks) > 1:
+            inside = open_marks.pop()
+            text = "".join(c for c, _ in inside)
+            number = NUMBER_MARK.search(text)
+            if number and text[: number.start()].strip():
+                open_marks[-1] += [(c, weight * float(number[1])) for c, weight in inside[: number.start()]]
+            else:
+                open_marks[-1] += [("(", 1.0), *inside, (")", 1.0)]
+        else:
+            open_marks[-1].append((one, 1.0))
+    written = open_marks[0]
+    for inside in open_marks[1:]:  # brackets that are never closed
+        written = [*written, ("(", 1.0), *inside]
+    spans: list[tuple[int, int, float]] = []
+    for i, (_, weight) in enumerate(written):
+        if spans and spans[-1][1:] == (i, weight):
+            spans[-1] = (spans[-1][0], i + 1, weight)
+        elif weight != 1.0:
+            spans.append((i, i + 1, weight))
+    return Weighted("".join(c for c, _ in written), tuple(spans))
+
+
+def unread_marks(text: str) -> list[str]:
+    """What looks like a mark of another program and is read as words."""
+    return NO_MARK.findall(text)

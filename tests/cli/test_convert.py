@@ -43,7 +43,8 @@ def test_a_file_a_controlnet_and_a_lora_become_a_picture(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     settings = read_settings(tmp_path / "out" / "0000.png")
-    assert settings["loras"] == {"ink.safetensors": 0.7}
+    (lora,) = settings["loras"]
+    assert (lora["file"], lora["scale"]) == ("ink.safetensors", 0.7) and len(lora["sha256"]) == 16
     assert settings["controls"][0]["strength"] == 0.5
     done = mindpangu("convert", str(tmp_path / "model"), "--to", "diffusers", "--out", str(tmp_path / "theirs"))
     assert done.returncode == 0, done.stderr

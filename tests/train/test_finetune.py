@@ -104,7 +104,7 @@ def test_generate_takes_the_file_and_says_so(tuned, model_folder):
     model.set_loras([(tuned / "made_up.safetensors", 1.0)])
     changed = model("a fox", steps=2, seed=1)[0]
     assert np.abs(plain.latents - changed.latents).max() > 1e-3
-    assert changed.settings["loras"] == {"made_up.safetensors": 1.0}
+    assert [(one["file"], one["scale"]) for one in changed.settings["loras"]] == [("made_up.safetensors", 1.0)]
 
 
 @pytest.fixture(scope="module")
