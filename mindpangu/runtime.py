@@ -13,7 +13,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,18 @@ def start(device: str = "auto") -> str:
     return chosen
 
 
+graphs_depend_on: list[Callable[[], object]] = []  # what else compiled graphs name, such as a library by its path
+ABANDONED = 24 * 3600  # seconds after which a folder of graphs that were never finished goes
+
+
+def _forget_abandoned(folder: Path) -> None:
+    """Delete what processes that were killed have left."""
+    for path in folder.glob(f"{tempfile.gettempprefix()}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def kept_graphs(*what: object) -> Iterator[None]:
     """Inside, MindSpore takes its compiled graphs from the disk, and puts them there the first time.
@@ -259,13 +272,15 @@ def kept_graphs(*what: object) -> Iterator[None]:
     if not Path(sys.argv[0]).is_file():
         yield
         return
-    key = hashlib.sha256(repr((what, start(), cpu_operators(), ms.__version__, sys.version)).encode())
+    depends_on = [str(asked()) for asked in graphs_depend_on]
+    key = hashlib.sha256(repr((what, start(), cpu_operators(), depends_on, ms.__version__, sys.version)).encode())
     ours = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "mindpangu"]
     for source in sorted(filter(None, ours)):
         key.update(Path(source).read_bytes())
     kept = cache_folder() / "graphs" / key.hexdigest()[:16]
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
+        _forget_abandoned(kept.parent)
         folder = kept if kept.is_dir() else Path(tempfile.mkdtemp(dir=kept.parent))
     except OSError:
         yield

@@ -258,7 +258,7 @@ def test_one_run_at_a_time_writes_a_folder(model_folder, tmp_path):
     from typer.testing import CliRunner
 
     from mindpangu.checkpoint.store import only_writer
-    from mindpangu.cli.main import app
+    from mindpangu.cli.app import app
 
     (tmp_path / "out").mkdir()
     with only_writer(tmp_path / "out"):

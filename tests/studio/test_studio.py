@@ -314,7 +314,7 @@ def test_without_its_packages_or_its_port_it_ends_in_one_line(monkeypatch, tmp_p
     from typer.testing import CliRunner
 
     from mindpangu.cli import studio
-    from mindpangu.cli.main import app
+    from mindpangu.cli.app import app
     from mindpangu.errors import UserError
     from mindpangu.studio.page import serve
 

@@ -19,7 +19,7 @@ from typing import Optional
 
 from mindpangu import runtime
 
-LIBRARY = "libmindpangu_ops.so"
+LIBRARY, WHOLE = "libmindpangu_ops.so", "libraries.sha256"
 SONAME, OUR_SONAME = b"libdnnl.so.3\0", b"libdnnm.so.3\0"
 # -ffast-math at compilation alone: at the link it would also switch denormals off for the whole process.
 COMPILE = ("-O3", "-ffast-math", "-march=native", "-fopenmp", "-std=c++17", "-fPIC", "-Wall", "-Wextra")
@@ -47,11 +47,25 @@ def _build(compiler: str, sources: list[Path], include: Path, onednn: bytes, tar
             objects.append(str(folder / f"{source.stem}.o"))
             _run([compiler, *COMPILE, f"-I{include}", "-c", str(source), "-o", objects[-1]])
         _run([compiler, *objects, str(folder / "libdnnm.so.3"), *LINK, "-o", str(folder / LIBRARY)])
+        (folder / WHOLE).write_text(_digests(folder), encoding="utf-8")
         try:
             folder.rename(target)
         except OSError:  # another process was first
-            if not (target / LIBRARY).exists():
+            if not _is_whole(target):
                 raise
+
+
+def _digests(folder: Path) -> str:
+    """SHA-256 of the libraries."""
+    return "\n".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.so*")))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether both libraries are as they were built: a damaged one ends the process when it is loaded."""
+    try:
+        return (folder / WHOLE).read_text(encoding="utf-8") == _digests(folder)
+    except OSError:
+        return False
 
 
 def _run(command: list[str]) -> None:
@@ -81,7 +95,8 @@ def library() -> Optional[Path]:
     for source in [*sources, *sorted(Path(__file__).parent.glob("*.hpp"))]:
         key.update(source.read_bytes())
     target = runtime.cache_folder() / f"ops-{key.hexdigest()[:16]}"
-    if not (target / LIBRARY).exists():
+    if not _is_whole(target):
+        shutil.rmtree(target, ignore_errors=True)
         _say("building the CPU operators (once, about 10 s)")
         try:
             _build(compiler, sources, header.parent, blob, target)
@@ -97,3 +112,6 @@ def library() -> Optional[Path]:
 
 def _say(line: str) -> None:
     print(f"mindpangu: {line}", file=sys.stderr)
+
+
+runtime.graphs_depend_on.append(library)
