@@ -25,6 +25,7 @@ def studio(
     host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 lets the whole network in."),
     port: int = typer.Option(7860, min=1, max=65535, help="Port to listen on."),
     queue: int = typer.Option(8, min=1, help="Drawings that may wait; more are refused."),
+    auth: Optional[str] = typer.Option(None, help="USER:PASSWORD that the page asks for."),
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:
     """Serve a page to draw on: words, pictures, lines, with live previews. Needs the extra: mindpangu[studio]."""
@@ -39,11 +40,21 @@ def studio(
         from mindpangu.studio.page import build, serve
 
         recipe = coop or Path("configs/infer") / RECIPE
-        address = serve(build(Studio(model, recipe, device)), host, port, queue)
+        address = serve(build(Studio(model, recipe, device)), host, port, queue, _user(auth))
         print(f"{address} (Ctrl+C ends it)", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what visitors sent is deleted then, too
         while True:
             time.sleep(3600)
+
+
+def _user(auth: Optional[str]) -> Optional[tuple[str, str]]:
+    """User and password. Raises: UserError."""
+    if auth is None:
+        return None
+    user, sign, password = auth.partition(":")
+    if not (sign and user and password):
+        raise UserError("--auth: use USER:PASSWORD")
+    return user, password
 
 
 def _check_free(host: str, port: int) -> None:

@@ -6,10 +6,11 @@ Needs the extra `studio`. Nothing on the server's disk but pictures drawn or sen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.errors import UserError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mindpangu.spec import PipelineSpec
 
 MAX_STEPS, MAX_PICTURES = 100, 4
+MAX_BODY = 32_000_000  # bytes of a request: two pictures of a canvas, as text
 MAX_UPLOAD, MAX_PIXELS = "10mb", 4096 * 4096
 CANVAS, SHEET = (512, 512), (256, 256)  # of the first tab, and for lines: the larger, the longer a browser sends it
 KEEP_FILES = (3600, 24 * 3600)  # seconds: look for files to delete every so often, delete those as old as this
@@ -143,8 +145,34 @@ def _coop_tab(together: CoopDraw) -> tuple[dict[str, Any], gr.Button]:
     return fields, button
 
 
-def serve(page: gr.Blocks, host: str, port: int, waiting: int) -> str:
+class BodyLimit:
+    """ASGI: a request of more than MAX_BODY bytes is answered with 413, and not read to its end."""
+
+    def __init__(self, app: Callable) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Callable, send: Callable) -> None:
+        """Serve one request."""
+        said = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        if scope["type"] == "http" and (not said.isdigit() or int(said) > MAX_BODY):
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body", "body": f"at most {MAX_BODY} bytes are read".encode()})
+            return
+        seen = 0
+
+        async def counted() -> Any:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            return message if seen <= MAX_BODY else {"type": "http.disconnect"}  # longer than it said
+
+        await self.app(scope, counted, send)
+
+
+def serve(page: gr.Blocks, host: str, port: int, waiting: int, auth: Optional[tuple[str, str]] = None) -> str:
     """Open a page at http://host:port and return its address; at most `waiting` drawings wait in the queue.
+
+    `auth`: the user and the password that it asks for.
 
     Raises:
         UserError: the port is taken, or the host is none of this machine's.
@@ -163,6 +191,8 @@ def serve(page: gr.Blocks, host: str, port: int, waiting: int) -> str:
             footer_links=[],
             ssr_mode=False,
             css=CSS,
+            auth=auth,
+            app_kwargs={"middleware": [Middleware(BodyLimit)]},
         )
     except OSError as error:
         raise UserError(f"{host}:{port}: the page cannot be served there ({error}); choose another --port") from None

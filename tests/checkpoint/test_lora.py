@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mindpangu.checkpoint.lora import read_lora
 from mindpangu.checkpoint.store import save_tensors
@@ -77,3 +81,56 @@ def test_a_lora_of_another_model_is_refused_and_changes_nothing(model_folder, tm
     )
     with pytest.raises(UserError, match=r"another shape of unet time_embed_0 \[8, 6\] for \[64, 16\]"):
         model.set_loras([(tmp_path / "x.safetensors", 1.0)])
+
+
+def update_of(path):
+    return read_lora(path)["unet", f"{MODULE.replace('.', '_')}_to_out_0"]
+
+
+@pytest.mark.parametrize(
+    ("config", "factor"),
+    [
+        ({"unet.lora_alpha": 16}, 4.0),
+        ({"unet.lora_alpha": 16, "unet.use_rslora": True}, 8.0),
+        ({"unet.lora_alpha": 4, "unet.alpha_pattern": {"attn1.to_out.0": 2}}, 0.5),
+        ({"text_encoder.lora_alpha": 16}, 1.0),
+    ],
+)
+def test_alpha_in_the_header_counts(config, factor, tmp_path):
+    down, up = FORMS["peft"]
+    save_tensors(tmp_path / "x.safetensors", {down: DOWN, up: UP}, {"lora_adapter_metadata": json.dumps(config)})
+    np.testing.assert_allclose(update_of(tmp_path / "x.safetensors").delta(), factor * (UP @ DOWN), rtol=1e-5)
+
+
+def test_pefts_folder_is_read_with_its_alpha(tmp_path):
+    stem = f"base_model.model.{MODULE}.to_out.0"
+    tensors = {f"{stem}.lora_A.weight": DOWN, f"{stem}.lora_B.weight": UP}
+    save_tensors(tmp_path / "adapter_model.safetensors", tensors)
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        read_lora(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    np.testing.assert_allclose(update_of(tmp_path).delta(), 2 * (UP @ DOWN), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
+    down, up = FORMS["peft"]
+    save_tensors(tmp_path / "x.safetensors", {down: DOWN, up: np.where(UP[0, 0] == UP, np.float32(value), UP)})
+    with pytest.raises(UserError, match="not finite"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_damaged_files_are_read_or_refused_in_one_line(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    down, up = FORMS["kohya"]
+    save_tensors(folder / "x.safetensors", {down: DOWN, up: UP}, {"lora_adapter_metadata": '{"unet.lora_alpha": 3}'})
+    content = bytearray((folder / "x.safetensors").read_bytes())
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=4)):
+        content[place] = value
+    (folder / "x.safetensors").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        read_lora(folder / "x.safetensors")
+    except UserError as error:
+        assert "\n" not in str(error)

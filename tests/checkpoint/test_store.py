@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -72,3 +73,38 @@ def test_what_is_no_safetensors_file(tmp_path, content):
     path.write_bytes(content[:-1] if content else content)
     with pytest.raises(UserError, match="not a whole safetensors file"):
         load_tensors(path)
+
+
+def test_eight_bits_and_bfloat16_become_single_precision(tmp_path):
+    """Against the formats' definitions: E4M3's largest is 448, its least 2^-9; E5M2's 57344 and 2^-16."""
+    for kind, codes, wanted in (
+        ("F8_E4M3", [0x00, 0x80, 0x38, 0x7E, 0x01, 0xB8], [0.0, -0.0, 1.0, 448.0, 2.0**-9, -1.0]),
+        ("F8_E5M2", [0x00, 0x3C, 0x7B, 0x01, 0x7C, 0xBC], [0.0, 1.0, 57344.0, 2.0**-16, np.inf, -1.0]),
+        ("BF16", [0x80, 0x3F, 0x00, 0xC0], [1.0, -2.0]),
+    ):
+        header = json.dumps({"w": {"dtype": kind, "shape": [len(wanted)], "data_offsets": [0, len(codes)]}}).encode()
+        path = tmp_path / f"{kind}.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(codes))
+        np.testing.assert_array_equal(load_tensors(path)["w"], np.float32(wanted))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"PK\x03\x04" + b"0" * 40, "a pickle under another name"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+    ],
+)
+def test_what_lies_there_instead_is_named(content, words, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_no_link_is_followed_when_a_file_is_written(tmp_path):
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "x.json.part").symlink_to(tmp_path / "elsewhere")
+    write_atomically(tmp_path / "x.json", b"{}")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "x.json", "x.json.part"]

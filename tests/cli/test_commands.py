@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,40 @@ def test_help_lists_the_commands():
     done = mindpangu("--help")
     for command in ("generate", "train", "data", "eval", "zoo", "doctor"):
         assert command in done.stdout
+
+
+def test_a_second_run_writes_over_nothing_and_short_help_is_help(model_folder, tmp_path):
+    for prompt in ("a fox", "a red bus"):
+        mindpangu("generate", prompt, "--model", str(model_folder), "--steps", "1", "--out", str(tmp_path / "o"))
+    said = [read_settings(tmp_path / "o" / f"000{i}.png")["prompt"] for i in range(2)]
+    assert said == ["a fox", "a red bus"]
+    assert mindpangu("generate", "-h").stdout == mindpangu("generate", "--help").stdout
+    failed = mindpangu("generate", "a", "--size", "9x9", "--model", str(model_folder), "--out", str(tmp_path / "none"))
+    assert failed.returncode == 2 and not (tmp_path / "none").exists()
+
+
+def test_ctrl_c_is_one_line_and_leaves_what_was_finished(model_folder, tmp_path):
+    arguments = ["generate", "a fox", "--n", "4000", "--batch", "2", "--steps", "2", "--out", str(tmp_path / "o")]
+    command = [str(Path(sys.executable).with_name("mindpangu")), *arguments, "--model", str(model_folder)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "MINDPANGU_CPU_OPS": "off"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "o").glob("*.png"))) < 4:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130 and said.endswith("mindpangu: interrupted; what was finished is on disk\n")
+    assert all(read_settings(path)["prompt"] == "a fox" for path in (tmp_path / "o").glob("*.png"))
+    assert not list((tmp_path / "cache" / "mindpangu" / "graphs").iterdir())
+
+
+def test_shipped_files_are_found_by_their_names_anywhere(tmp_path, monkeypatch):
+    from mindpangu.config import load, read_yaml
+    from mindpangu.infer.coop import CoopConfig
+    from mindpangu.train.config import TrainConfig
+
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/infer/coop_low_high.yaml", CoopConfig).output
+    assert load("configs/zoo/structure.yaml", TrainConfig).diffusion.t_min == 450
+    assert read_yaml(Path("configs/train/histogram.yaml"))

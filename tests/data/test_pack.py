@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mindpangu.cli.data import pack
+from mindpangu.data import pack as packing
 from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
@@ -50,3 +51,23 @@ def test_ones_own_pictures_as_they_are(tmp_path, capsys):
     (folder / "deep" / "two.zh.txt").unlink()
     with pytest.raises(UserError, match="3 pictures, none with a caption"):
         pack(folder, tmp_path / "other", **OPTIONS)
+
+
+def test_captions_are_found_in_any_case_and_what_is_not_read_is_named(tmp_path):
+    for name in ("a.PNG", "b.bmp", "c.jfif", "d.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG" if name.endswith("jfif") else None)
+    (tmp_path / "A.TXT").write_bytes(b"\xef\xbb\xbfa red thing\r\n")
+    (tmp_path / "b.caption").write_text("of kohya's")
+    (tmp_path / "c.en.txt").write_text("in English")
+    for name in ("e.heic", "f.svg", "._d.png", "._d.txt"):
+        (tmp_path / name).write_bytes(b"0")
+    found = packing.captioned(tmp_path)
+    assert {path.name: sorted(captions) for path, captions in found.good.items()} == {
+        "a.PNG": ["txt"], "b.bmp": ["txt"], "c.jfif": ["en.txt"],
+    }  # fmt: skip
+    assert [path.name for path in found.silent] == ["d.png"]
+    assert [path.name for path in found.unread] == ["e.heic", "f.svg"]
+    packing.pack(packing.files(found.good), tmp_path / "out", 2, lambda count: None)
+    shard = Shard(tmp_path / "out" / "00000.tar")
+    assert [shard.read(entry).captions for entry in shard.entries] == [("a red thing",), ("of kohya's",)]
+    assert [path.name for path in packing.left_over(tmp_path / "out", 1, "tar")] == ["00001.tar"]

@@ -52,3 +52,13 @@ def test_sigma_lists_fall_to_zero(steps, karras):
 def test_a_wrong_spec_is_refused():
     with pytest.raises(ValueError, match="beta_start"):
         ScheduleSpec(beta_start=0.5, beta_end=0.1)
+
+
+def test_zero_terminal_snr_leaves_nothing_of_the_picture_at_the_last_t():
+    """As diffusers' rescale_zero_terminal_snr, but that σ stays finite."""
+    plain, zero = (NoiseSchedule(ScheduleSpec(zero_terminal_snr=flag)) for flag in (False, True))
+    root = np.sqrt(plain.alphas_cumprod)
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    np.testing.assert_allclose(zero.alphas_cumprod[:-1], expected[:-1], rtol=1e-9)
+    assert zero.alphas_cumprod[0] == pytest.approx(plain.alphas_cumprod[0])
+    assert 4000 < zero.sigma_max < 5000 and (np.diff(zero.log_sigmas) > 0).all()

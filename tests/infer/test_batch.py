@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
 from mindpangu.infer.batch import BatchModels, Run, finished, make_plan
-from mindpangu.infer.image_file import encoded, read_settings
+from mindpangu.infer.image_file import encoded, read_settings, redraw
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.prompt_file import Row, read_rows
 from mindpangu.parallel.ranks import Ranks
@@ -386,3 +386,77 @@ def test_a_picture_is_drawn_again_bit_for_bit(model, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             redraw(model, {**drawn[0].settings, **change})
+
+
+def test_a_tables_cells_are_no_yaml_and_lines_end_as_in_csv(tmp_path):
+    rows = (
+        'prompt,seed,styles,guidance\n"a fox\u2028in snow",3,"noto=2, fluent_3d=1",1.5\r\n"two\nlines",5,{noto: 2},\n'
+    )
+    bomb = '"a &x [lol,lol]",1,"&a [*b,*b]",\n'
+    (tmp_path / "p.csv").write_text(rows + bomb, encoding="utf-8", newline="")
+    read = [row for _, row in read_rows(tmp_path / "p.csv", {})]
+    assert [(row.prompt, row.seed, row.styles, row.guidance) for row in read[:2]] == [
+        ("a fox\u2028in snow", 3, {"noto": 2.0, "fluent_3d": 1.0}, 1.5), ("two\nlines", 5, {"noto": 2.0}, None),
+    ]  # fmt: skip
+    assert "styles: found '&a [*b,*b]'" in read[2]
+    (tmp_path / "p.TXT").write_bytes("一只狐狸\r\na cat".encode("utf-16"))
+    assert [row.prompt for _, row in read_rows(tmp_path / "p.TXT", {})] == ["一只狐狸", "a cat"]
+
+
+def test_dots_are_part_of_a_name_and_long_names_fit_a_shard(models, tmp_path, uncompiled):
+    names = ["fox_cfg7.5", "fox_cfg7.0", "b.PNG", "很长的名字" * 12]
+    plan = planned(written(tmp_path, [{"prompt": "a fox", "file": name} for name in names]), models)
+    assert sorted(file for unit in plan.units for file in unit.files) == sorted(
+        ["fox_cfg7.5.png", "fox_cfg7.0.png", "b.png", f"{names[3]}.png"]
+    )
+    plan = planned(written(tmp_path, [{"prompt": "a fox", "file": name} for name in names]), models, per_shard=9)
+    assert sum(Run(plan, tmp_path / "out", 2, Ranks())(models)) == 4
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    assert {entry.key for entry in Shard(shard).entries} == {"fox_cfg7_5", "fox_cfg7_0", "b", names[3]}
+
+
+def test_another_picture_of_the_same_name_is_another_run(models, tmp_path):
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "init.png")
+        plan = planned(written(tmp_path, [{"prompt": "a fox", "init": str(tmp_path / "init.png")}]), models)
+        if colour == "red":
+            Run(plan, tmp_path / "out", 2, Ranks())
+    with pytest.raises(UserError, match="holds a run of other prompts"):
+        Run(plan, tmp_path / "out", 2, Ranks())
+
+
+def test_one_row_is_no_reason_to_draw_none_whatever_a_library_raises(models, tmp_path, monkeypatch):
+    from mindpangu.infer.init_image import InitImage
+
+    def broken(*_):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(InitImage, "open", broken)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    plan = planned(written(tmp_path, [{"prompt": "a fox", "init": str(tmp_path / "x.png")}, {"prompt": "a"}]), models)
+    assert plan.bad == ((1, "line 1: SyntaxError: not a TIFF file"),) and plan.pictures == 1
+
+
+def test_what_is_torn_is_passed_over_or_named_and_what_is_gone_is_drawn_again(models, tmp_path, uncompiled):
+    plan, out = planned(written(tmp_path, ROWS[:1] * 3), models), tmp_path / "out"
+    assert sum(Run(plan, out, 2, Ranks())(models)) == 3
+    with (out / "journal-0.jsonl").open("a") as journal:
+        journal.write('garbage\n[1]\n{"unit": {}}\n')
+    assert Run(plan, out, 2, Ranks()).left == []
+    (out / plan.units[0].files[0]).write_bytes(b"")
+    assert [unit.number for unit in Run(plan, out, 2, Ranks()).left] == [0]
+    (out / "run.json").write_text("")
+    with pytest.raises(UserError, match=r"run\.json: damaged"):
+        Run(plan, out, 2, Ranks())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", "4"), ("steps", 2.5), ("batch", 10**9), ("batch", "2"), ("seed", [1]), ("prompt", 3),
+     ("styles", ["noto"]), ("guidance", "7"), ("size", 32), ("stopped_after", "1"), ("negative", 1)],
+)  # fmt: skip
+def test_a_picture_that_says_nonsense_is_not_drawn_again(model, key, value):
+    settings = {"prompt": "a fox", "seed": 1, "steps": 1, "digest": model.digest, key: value}
+    with pytest.raises(UserError, match=f"the picture's settings.*{key}") as caught:
+        redraw(model, settings)
+    assert "\n" not in str(caught.value)

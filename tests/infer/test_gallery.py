@@ -8,7 +8,7 @@ import time
 from urllib.parse import unquote
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mindpangu.errors import UserError
 from mindpangu.infer.drawing import Drawing
@@ -72,3 +72,16 @@ def test_ten_thousand_pictures_are_searched_in_a_browser(chromium, tmp_path):
     assert browsed.is_visible("dialog") and '"seed": 9993' in browsed.inner_text("dialog pre")
     assert all(url.startswith("file://") for url in asked) and len(asked) < 1500  # lazily
     context.close()
+
+
+def test_numbers_that_are_none_and_damaged_pictures_leave_the_page_whole(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("mindpangu", '{"prompt": "a \\ud800 fox", "guidance": NaN, "steps": 1e999, "seed": 1}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    text = page(tmp_path, lambda count: None)
+    text.encode()
+    data = re.search(r"\[\{.*\}\]", text)[0]
+    entries = json.loads(data, parse_constant=pytest.fail)
+    assert [entry["file"] for entry in entries] == ["a.png", "b.png"]
+    assert entries[0]["settings"]["seed"] == 1 and "guidance" not in entries[0]["settings"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from mindpangu.data.phrases import FRAMES
 from mindpangu.errors import UserError
 from mindpangu.infer.contact_sheet import NO_CHARACTER, contact_sheet, length, runs, wrap
 from mindpangu.infer.drawing import noise_of
-from mindpangu.infer.image_file import read_settings, redraw, save_drawing
+from mindpangu.infer.image_file import read_settings, redraw, save_drawing, save_drawings
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.request import OPTION_NAMES, Request
 
@@ -266,3 +268,52 @@ def test_the_way_from_the_loop_to_a_net_is_short(pipeline, monkeypatch):
     pipeline("a fox", steps=1)
     names = seen[0][seen[0].index("drawings") :]
     assert names[:4] == ["drawings", "_denoise", "euler", "_predict"] and len(names) == 8, names
+
+
+def test_numpys_numbers_are_numbers_and_what_is_none_is_said(pipeline):
+    plain = pipeline("a fox", steps=1, seed=3, guidance=4.0)[0]
+    for options in (
+        {"seed": np.int64(3)}, {"seed": np.array([3])}, {"seed": 3.0}, {"steps": np.int64(1)},
+        {"guidance": np.float32(4)},
+    ):  # fmt: skip
+        drawn = pipeline("a fox", **{"steps": 1, "seed": 3, "guidance": 4.0, **options})[0]
+        np.testing.assert_array_equal(drawn.latents, plain.latents)
+        json.dumps(drawn.settings)
+    assert pipeline("a fox", steps=1, seed=2**64 - 1)[0].settings["seed"] == 2**64 - 1
+    chosen = [pipeline("a fox", steps=1, seed=-1)[0].settings["seed"] for _ in range(2)]
+    assert chosen[0] != chosen[1] and min(chosen) >= 0
+    for wrong in ({"seed": 1.5}, {"steps": "4"}, {"steps": True}, {"guidance": "7"}, {"seed": -2}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            pipeline("a fox", **wrong)
+    with pytest.raises(UserError, match="half a character"):
+        pipeline("a \ud800 fox")
+
+
+def test_a_picture_that_is_not_finite_is_refused(pipeline):
+    with pytest.raises(UserError, match=r"not finite \(NaN\)"):
+        pipeline("a fox", steps=2, guidance=1e30)
+
+
+def test_threads_draw_one_after_another(pipeline):
+    alone = {prompt: pipeline(prompt, steps=3, seed=7)[0].latents for prompt in ("a fox", "a red bus")}
+    with ThreadPoolExecutor(2) as pool:
+        drawn = dict(zip(alone, pool.map(lambda prompt: pipeline(prompt, steps=3, seed=7)[0].latents, alone)))
+    for prompt, latents in alone.items():
+        np.testing.assert_array_equal(drawn[prompt], latents)
+
+
+def test_pictures_are_numbered_on_and_none_is_written_over(pipeline, tmp_path):
+    drawings = pipeline("a fox", steps=1, n=2)
+    assert save_drawings(drawings, tmp_path, True) == (2, tmp_path / "grid.png")
+    assert save_drawings(drawings[:1], tmp_path, True) == (1, tmp_path / "grid-1.png")
+    (tmp_path / "0007.png").write_bytes(b"")
+    save_drawings(drawings[:1], tmp_path, False)
+
+    def ended():
+        yield drawings[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_drawings(ended(), tmp_path, True)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png", "0007.png", "0008.png", "0009.png", "grid-1.png", "grid.png"]

@@ -277,3 +277,30 @@ def test_pickles_are_refused_with_the_safe_way(folders, tmp_path):
         convert(tmp_path / "in", spec, tmp_path / "out")
     with pytest.raises(UserError, match="no such file"):
         convert(tmp_path / "absent.safetensors", spec, tmp_path / "out")
+
+
+def test_what_a_source_says_of_its_predictions_counts(folders, tmp_path):
+    """The shapes are equal, so nothing else could notice; zero terminal SNR is taken over."""
+    spec, _, theirs = folders["sd21"]
+    assert spec.pipeline.prediction == "v"
+    shutil.copytree(theirs, tmp_path / "in")
+    path = tmp_path / "in" / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rescale_betas_zero_snr": True}))
+    tensors = load_tensors(tmp_path / "in" / "text_encoder" / "model.safetensors")
+    tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]  # as transformers before 4.31
+    save_tensors(tmp_path / "in" / "text_encoder" / "model.safetensors", tensors)
+    convert(tmp_path / "in", spec, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["schedule"]["zero_terminal_snr"] is True
+    export_diffusers(tmp_path / "out", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "scheduler" / "scheduler_config.json").read_text())["rescale_betas_zero_snr"]
+    path.write_text(json.dumps({**config, "prediction_type": "epsilon"}))
+    with pytest.raises(UserError, match=r"says that its nets predict epsilon; .* says v"):
+        convert(tmp_path / "in", spec, tmp_path / "none")
+    epsilon, folder, _ = folders["sd15"]
+    single_file(folder, tmp_path / "one.safetensors")
+    marked = {**load_tensors(tmp_path / "one.safetensors"), "v_pred": np.zeros(0, np.float32)}
+    save_tensors(tmp_path / "marked.safetensors", marked)
+    with pytest.raises(UserError, match=r"says that its nets predict v; .* says epsilon"):
+        convert(tmp_path / "marked.safetensors", epsilon, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import re
@@ -262,6 +263,17 @@ def test_what_is_out_of_bounds_is_refused_by_the_server(address):
         {"styles": ["oil"]}, {"weight": 1e9}, {"guidance": -5}, {"strength": 2}, {"sampler": "fastest"},
     ):  # fmt: skip
         assert not succeeds(called(address, config, "draw", {**asked, **change})), change
+
+
+def test_a_body_that_is_too_large_is_refused_unread(address):
+    for headers in ({"Content-Length": str(200_000_000)}, {"Content-Length": "many"}):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+        connection.putrequest("POST", "/gradio_api/queue/join", skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"{")
+        assert connection.getresponse().status in (400, 413)
+        connection.close()
 
 
 def test_the_queue_has_an_end(address):

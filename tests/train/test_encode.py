@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors, read_card
@@ -234,3 +236,28 @@ def test_a_mindrecord_file_is_encoded_as_the_tar_of_the_same_samples(runs, encod
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_what_a_shard_holds_is_in_the_key_and_other_files_are_not_read(runs, encoded, tmp_path):
+    from mindpangu.train.encode import encode
+    from mindpangu.train.encoded import EncodedData, encoder_key
+
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(picture, "PNG")
+
+    def encode_captions(captions):
+        shutil.rmtree(tmp_path / "shards", ignore_errors=True)
+        for number, caption in enumerate(captions):
+            write(
+                tmp_path / "shards" / f"0000{number}.tar", [("a", {"png": picture.getvalue(), "txt": caption.encode()})]
+            )
+        encode(find(str(tmp_path / "shards" / "*.tar")), encoding(runs), tmp_path / "out", lambda count: None)
+        (key,) = [k for k in load_tensors(tmp_path / "out" / "00000.safetensors") if k.endswith("ids.text_b")]
+        return load_tensors(tmp_path / "out" / "00000.safetensors")[key]
+
+    first = encode_captions(["a red fox", "a blue bus"])
+    assert not np.array_equal(first, encode_captions(["a green hat"]))
+    assert (tmp_path / "out" / "00001.safetensors").exists()  # of the earlier, larger run
+    key = encoder_key(runs / "vae", runs / "clip", SIZES, 8)
+    data = EncodedData(tmp_path / "out", key, tuple(SIZES))
+    assert sum(len(rows) for rows in data.rows.values()) == 1

@@ -349,3 +349,53 @@ def test_muon_moves_along_the_singular_vectors_and_vectors_move_by_adamw(operato
     tolerance = 2e-3 if operators == "bf16" else 1e-5
     np.testing.assert_allclose(net.w.asnumpy(), w, atol=tolerance * np.abs(w).max())
     np.testing.assert_allclose(net.b.asnumpy(), -2 * lr, rtol=1e-4)
+
+
+def test_the_average_that_is_exported_has_seen_the_last_step(tmp_path):
+    """It is moved every eight steps; what is trained after that counts, also in a training of fewer."""
+    config = config_in(tmp_path, runner_config={"images": 12}, lr_schedule={"type": "constant", "warmup_images": 0})
+    _, task = fit_line(config)
+    first, last = Line().loss_net.w.asnumpy(), task.loss_net.w.asnumpy()
+    moved = (task.exported["w"] - first) / (last - first)
+    assert (moved > 0.5).all() and (moved <= 1).all()
+    state = load_tensors(states(config.output_dir)[0])
+    np.testing.assert_array_equal(state["average.w"], first)  # what is resumed is not what is exported
+
+
+def test_a_checkpoint_at_a_skipped_step_is_written_at_the_next_and_at_the_end(tmp_path):
+    changes = {"runner_config": {"images": 16}, "callbacks": {"log_images": 4, "checkpoint_images": 8}}
+    fit_line(config_in(tmp_path / "a", **changes), task=Spoiled({4}))
+    assert states(tmp_path / "a" / "vae")[-1].stem == "state-000000000012"
+    fit_line(config_in(tmp_path / "b", **changes), task=Spoiled({12}))
+    assert states(tmp_path / "b" / "vae")[0].stem == "state-000000000016"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data": {"compositions": 0.5}}, "data"),
+        ({"context": {"seed": 4}}, r"context\.seed"),
+        ({"lr_schedule": {"learning_rate": 0.5}}, "lr_schedule"),
+        ({"optimizer": {"weight_decay": 0.5}}, "optimizer"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(tmp_path, changes, named):
+    """A finished run would not be trained any further, and its sidecar would tell what did not happen."""
+    fit_line(config_in(tmp_path))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "vae").glob("*.json")}
+    with pytest.raises(UserError, match=f"holds a finished run of other settings .{named}"):
+        fit_line(config_in(tmp_path, **changes))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "vae").glob("*.json")}
+    fit_line(config_in(tmp_path))  # its own settings: nothing is left to train
+    more = {"runner_config": {"images": 32}, "lr_schedule": {"learning_rate": 0.5}}
+    assert fit_line(config_in(tmp_path, **more))[0].nimg == 32  # and it may go on, with another learning rate
+
+
+def test_lines_of_stats_that_are_torn_are_passed_over(tmp_path):
+    from mindpangu.train.stats import read_stats
+
+    config = config_in(tmp_path)
+    fit_line(config)
+    with (config.output_dir / "stats.jsonl").open("ab") as stats:
+        stats.write(b'garbage\n\0\0\0\n[1]\n{"nimg": "x"}\n{"nimg": 99}\n{"nimg": 1')
+    assert [line["nimg"] for line in read_stats(config.output_dir)] == [8, 16, 99]
