@@ -133,6 +133,21 @@ def coop(
 
 
 @app.command()
+def text(
+    model: str = typer.Option(DEFAULT_MODEL, help="Zoo name, model folder, or a training's folder of text encoders."),
+    report: Optional[Path] = REPORT,
+) -> None:
+    """Names found by natural prompts, by text features alone: what text encoders know before a generator is trained."""
+    from mindpangu import runtime
+    from mindpangu.evaluation.text_encoders import name_recall
+
+    folder = Path(model) if (Path(model) / "text_a.safetensors").is_file() else zoo.find(model)
+    runtime.start()
+    encoders = [path.stem for path in sorted(folder.glob("text_?.safetensors"))]
+    _report(name_recall(folder, encoders), report)
+
+
+@app.command()
 def regimes(
     configs: Path = typer.Option(Path("configs/regimes"), help="The training files."),
     runs: Path = typer.Option(Path("runs/regimes"), help="Folder for trainings and models; a second run goes on."),
