@@ -82,8 +82,12 @@ class Conv2d(nn.Cell):
         self.weight = Parameter(initializer(init, (out_channels, in_channels, kernel, kernel)), name="weight")
         self.bias = Parameter(initializer("zeros", (out_channels,)), name="bias")
 
-    def construct(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution itself, for those that do something before or after it."""
         return ops.conv2d(x, cast_to(self.weight, x), self.bias, self.stride, self.before, self.after)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.convolve(x)
 
 
 class Dense(nn.Cell):

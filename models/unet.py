@@ -16,7 +16,6 @@ from mindpangu.models.layers import (
     LayerNorm,
     SinusoidalEmbedding,
     Upsample,
-    cast_to,
     conv1x1,
     conv3x3,
     linear,
@@ -146,8 +145,7 @@ class PatchEmbed(Conv2d):
         self.patch = patch
 
     def construct(self, x: Tensor) -> Tensor:
-        x = mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        return ops.conv2d(x, cast_to(self.weight, x), self.bias, 1, 1, 1)
+        return self.convolve(mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
 
 
 class Unpatch(Conv2d):
@@ -158,7 +156,7 @@ class Unpatch(Conv2d):
         self.patch = patch
 
     def construct(self, x: Tensor) -> Tensor:
-        x = ops.conv2d(x, cast_to(self.weight, x), self.bias, 1, 1, 1)
+        x = self.convolve(x)
         return mops.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 

@@ -20,6 +20,7 @@ from mindpangu.models.loading import load_vae
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.spec import BridgeSpec
 from mindpangu.train.config import TrainConfig
+from mindpangu.train.loop import Task
 
 ENCODE_BATCH = 16
 BLURRED = 0.5  # share of the pictures
@@ -39,7 +40,7 @@ class BridgeLoss(nn.Cell):
         return (error * error).mean()
 
 
-class TrainBridge:
+class TrainBridge(Task):
     """The `loop.Task` for a latent bridge."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -99,10 +100,6 @@ class TrainBridge:
         z, wanted = (Tensor(self.pairs[name][:SHOWN].astype(np.float32)) for name in ("source", "target"))
         rows = [to_pictures(self.target.decode(latents).asnumpy()) for latents in (wanted, self._shown(z))]
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
-
-    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Not measured: there are no noise levels."""
-        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """bridge.safetensors in fp16."""

@@ -26,6 +26,7 @@ from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpi
 from mindpangu.text.vocabulary import FILE as VOCABULARY
 from mindpangu.text.vocabulary import words_and_pieces
 from mindpangu.train.config import ClipConfig, TrainConfig
+from mindpangu.train.loop import Task
 from mindpangu.train.teacher import WIDTH, features, free_texts, token_vectors
 
 CORPUS = 20000  # scenes whose captions, in each language, the tokenizers are trained on
@@ -100,7 +101,7 @@ def contrast(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     return (0.5 * (rows + columns) - hits).mean()
 
 
-class TrainClip:
+class TrainClip(Task):
     """The `loop.Task` for the text encoders."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -211,10 +212,6 @@ class TrainClip:
         ]
         grey = np.clip(np.concatenate(columns, 1) * 127 + 127, 0, 255).astype(np.uint8)
         Image.fromarray(np.kron(grey, np.ones((6, 6), np.uint8))).save(path)
-
-    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Not measured: there are no noise levels."""
-        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """text_a.safetensors and text_b.safetensors in fp16; the tokenizers are there already."""

@@ -43,7 +43,8 @@ class Task(Protocol):
         """Write a picture of what the net can do to `path`."""
 
     def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, Sequence[Optional[float]]]:
-        """The loss of fixed pictures with fixed noise in bins of t, by split; {} where there is no such thing."""
+        """The loss of fixed pictures with fixed noise in bins of t, by split; nothing unless a task has such bins."""
+        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """Write the checkpoint others will load."""

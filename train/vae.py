@@ -17,6 +17,7 @@ from mindpangu.data.examples import Examples, Stream
 from mindpangu.images import to_model, to_pictures
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.train.config import TrainConfig, VAEConfig
+from mindpangu.train.loop import Task
 
 LATENT_STATISTICS = 512  # scenes over which scale and shift are measured
 GRID = 8
@@ -42,7 +43,7 @@ class VAELoss(nn.Cell):
         return reconstruction + self.edge_weight * (across + down) + self.kl_weight * kl
 
 
-class TrainVAE:
+class TrainVAE(Task):
     """The `loop.Task` for the autoencoder."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -86,10 +87,6 @@ class TrainVAE:
         y = to_pictures(net.decode(net.encode(Tensor(x))).asnumpy())
         rows = [np.concatenate(list(to_pictures(x)), axis=1), np.concatenate(list(y), axis=1)]
         Image.fromarray(np.concatenate(rows, axis=0)).save(path)
-
-    def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Not measured: there are no noise levels."""
-        return {}
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """vae.safetensors in fp16; the sidecar's spec carries the shift and scale of the latents, per channel."""
