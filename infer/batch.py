@@ -51,17 +51,10 @@ class BatchModels:
         self.model, self.device = model, device
         self._models = {name: model}
         self._recipes: dict[Path, CoopDraw] = {}
-        self._digests: dict[Path, str] = {}
 
     def identity(self, row: Row) -> str:
         """What tells apart who draws. Raises: UserError where a recipe is none."""
         return self.model.digest if row.coop is None else self._recipe(row, row.coop).digest
-
-    def content(self, row: Row) -> tuple[str, ...]:
-        """What a row's pictures hold, so that another one of the same name is another run. Raises: OSError."""
-        paths = [path for path in (row.init, row.mask, row.line) if path is not None]
-        self._digests.update({path: file_digest(path) for path in paths if path not in self._digests})
-        return tuple(self._digests[path] for path in paths)
 
     def check(self, pictures: Sequence[Picture]) -> None:
         """Raises: UserError where pictures of alike rows cannot be drawn."""
@@ -170,18 +163,26 @@ def make_plan(
     alike: dict[tuple[Any, ...], list[Picture]] = {}
     bad: list[tuple[int, str]] = []
     taken: set[str] = set()
+    read: dict[Path, str] = {}
     digest = hashlib.sha256(repr((models.model.digest, batch, suffix, per_shard)).encode())
     for line, row in read_rows(prompts, defaults):
         problem = row if isinstance(row, str) else _problem(row, line, models, suffix, taken)
         if isinstance(row, str) or problem:
             bad.append((line, problem))
             continue
-        digest.update(repr((line, row, models.identity(row), models.content(row))).encode())
+        digest.update(repr((line, row, models.identity(row), _content(row, read))).encode())
         files = row.files(line, suffix)
         taken.update(map(_taken_as, files))
         alike.setdefault(row.shape, []).extend(Picture(line, row, index, file) for index, file in enumerate(files))
     batches = [tuple(one[i : i + batch]) for one in alike.values() for i in range(0, len(one), batch)]
     return Plan(tuple(_units(batches, per_shard)), tuple(bad), digest.hexdigest()[:16])
+
+
+def _content(row: Row, read: dict[Path, str]) -> tuple[str, ...]:
+    """What a row's pictures hold, so that another one of the same name is another run; `read`: those read before."""
+    paths = [path for path in (row.init, row.mask, row.line) if path is not None]
+    read.update({path: file_digest(path) for path in paths if path not in read})
+    return tuple(read[path] for path in paths)
 
 
 def _taken_as(file: str) -> str:

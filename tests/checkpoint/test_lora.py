@@ -121,7 +121,7 @@ def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.data())
+@given(data=st.data())
 def test_damaged_files_are_read_or_refused_in_one_line(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     down, up = FORMS["kohya"]

@@ -60,7 +60,7 @@ def encoded(runs, shards, tmp_path_factory):
 def test_what_is_bad_is_listed(encoded):
     listed = [json.loads(line) for line in (encoded / "bad.jsonl").read_text().splitlines()]
     assert {(one["sample"].rpartition("/")[2], one["reason"].split(" (")[0]) for one in listed} == {
-        ("broken", "the picture cannot be decoded"),
+        ("broken", "the picture: not a readable picture; JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF are read"),
         ("silent", "no caption"),
     }
 
