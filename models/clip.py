@@ -93,7 +93,7 @@ class CLIPLayer(nn.Cell):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class EmbeddingsA(nn.Cell):
+class CLIPEmbeddings(nn.Cell):
     """Token plus position."""
 
     def __init__(self, spec: TextSpec) -> None:
@@ -105,7 +105,7 @@ class EmbeddingsA(nn.Cell):
         return self.token_embedding(ids) + self.position_embedding.embedding_table
 
 
-class EncoderA(nn.Cell):
+class CLIPEncoder(nn.Cell):
     """The layers, under transformers' name; construct returns the last two states."""
 
     def __init__(self, spec: TextSpec) -> None:
@@ -129,8 +129,8 @@ class CLIPTextEncoder(nn.Cell):
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
         self.end_id, self.hidden = spec.end_id, spec.output == "hidden"
-        self.embeddings = EmbeddingsA(spec)
-        self.encoder = EncoderA(spec)
+        self.embeddings = CLIPEmbeddings(spec)
+        self.encoder = CLIPEncoder(spec)
         self.final_layer_norm = LayerNorm(spec.width)
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:

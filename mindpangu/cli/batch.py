@@ -63,11 +63,11 @@ def _draw(run: Run, models: BatchModels) -> None:
     plan, out, ranks = run.plan, run.out, run.ranks
     ranks.wait()
     started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
-    with tqdm(total=run.done + mine, initial=run.done, unit="picture", disable=not ranks.first) as bar:
+    shown = {"total": run.done + mine, "initial": run.done, "unit": "picture", "disable": not ranks.first}
+    with runtime.kept_graphs(run.graph_key(models)), tqdm(**shown) as bar:
         bar.set_postfix(bad_rows=len(plan.bad))
-        with runtime.kept_graphs(run.graph_key(models)):
-            for count in run(models):
-                bar.update(count)
+        for count in run(models):
+            bar.update(count)
     ranks.wait()
     if ranks.first:
         seconds = time.monotonic() - started

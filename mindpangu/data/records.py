@@ -88,8 +88,12 @@ class Records:
         if entry.number < self._next or self._next == 0:
             self._rows, self._next = self._all(), 0
         row: dict[str, Any] = {}
-        while self._next <= entry.number:
-            row, self._next = next(self._rows), self._next + 1
+        try:
+            while self._next <= entry.number:
+                row, self._next = next(self._rows), self._next + 1
+        except (RuntimeError, ValueError, StopIteration) as error:
+            self._next = 0  # the next one begins anew
+            raise BadSampleError(f"not a whole MindRecord file ({' '.join(str(error).split())})") from None
         captions = [text_of(name, str(row[name]).encode()) for name in CAPTION_KEYS if str(row.get(name) or "").strip()]
         return Sample(picture_of(bytes(row["image"])), tuple(captions))
 
