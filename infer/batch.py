@@ -25,11 +25,10 @@ from mindpangu.infer.drawing import Drawing
 from mindpangu.infer.image_file import FORMATS, encoded
 from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.infer.prompt_file import Row, read_rows
+from mindpangu.infer.prompt_file import MAX_REASON, Row, read_rows
 from mindpangu.infer.request import Request, check, request_for
 from mindpangu.parallel.ranks import Ranks
 
-MAX_REASON = 500  # characters of why a row cannot be drawn
 PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"
 
 
@@ -235,11 +234,8 @@ class Run:
             write_atomically(known, (json.dumps({"digest": plan.digest, "pictures": plan.pictures}) + "\n").encode())
         mine = [unit for unit in plan.units if unit.number % ranks.size == ranks.rank]
         done = finished(out)
-        self.left = [unit for unit in mine if unit.number not in done or not self._whole(unit)]
+        self.left = [unit for unit in mine if unit.number not in done or not whole(out, unit)]
         self.done = sum(unit.pictures for unit in mine) - sum(unit.pictures for unit in self.left)
-
-    def _whole(self, unit: Unit) -> bool:
-        return whole(self.out, unit)
 
     def __call__(self, models: BatchModels) -> Iterator[int]:
         """Draw what is left; yields how many pictures each unit has, as it is finished."""

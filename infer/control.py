@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 from PIL import Image
 
+from mindpangu import zoo
 from mindpangu.diffusion import NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, repeat_rows
 from mindpangu.errors import UserError
@@ -67,6 +68,13 @@ class Control:
     def of(self, numbers: range) -> Control:
         """What steers these pictures of a request."""
         return self if self.picture.ndim == 3 else replace(self, picture=self.picture[numbers.start : numbers.stop])
+
+
+def control_net(folder: Path) -> ControlNet:
+    """The ControlNet of a folder that `convert --controlnet` wrote, or of a zoo name. Raises: UserError."""
+    from mindpangu.models.loading import load_controlnet
+
+    return load_controlnet(zoo.locate(folder) / "controlnet.safetensors")
 
 
 def _cover(picture: Picture, size: tuple[int, int]) -> np.ndarray:

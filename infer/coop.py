@@ -21,7 +21,7 @@ from mindpangu.diffusion.schedule import SIGMA_LISTS, NoiseSchedule
 from mindpangu.diffusion.windows import Windowed
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
-from mindpangu.infer.control import Control, Picture
+from mindpangu.infer.control import Control, Picture, control_net
 from mindpangu.infer.drawing import Drawing, OnStep, Progress, Report, drawings, noise_of
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.request import Request, check, request_for
@@ -229,7 +229,7 @@ class CoopDraw:
             raise UserError(f"member {name}: window {member.window} does not go with controls")
         for one in member.controls:
             net = self._control_net(one.net)
-            if not all(net.fits(unet, model.vae.spec.factor) for unet in model.model.unets.values()):
+            if not net.fits(model.model):
                 raise UserError(
                     f"member {name}: a ControlNet does not fit {model.spec.name}: it was made for nets of another shape"
                 )
@@ -360,9 +360,7 @@ class CoopDraw:
 
     def _control_net(self, folder: Path) -> ControlNet:
         if folder not in self._nets:
-            from mindpangu.models.loading import load_controlnet
-
-            self._nets[folder] = load_controlnet(zoo.locate(folder) / "controlnet.safetensors")
+            self._nets[folder] = control_net(folder)
         return self._nets[folder]
 
     def _coop(

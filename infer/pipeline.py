@@ -191,9 +191,8 @@ class PanGuDraw:
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         request = request_for(self.spec, prompts=texts, **options)
         check(request, self.spec)
-        for unet in self.model.unets.values():
-            if not all(control.net.fits(unet, self.vae.spec.factor) for control in request.controls):
-                raise UserError(f"a ControlNet does not fit {self.spec.name}: it was made for nets of another shape")
+        if not all(control.net.fits(self.model) for control in request.controls):
+            raise UserError(f"a ControlNet does not fit {self.spec.name}: it was made for nets of another shape")
         check_refiner(request, self.model)
         self._check_latents(request)
         return request

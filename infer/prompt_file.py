@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
-from mindpangu.config import parse, read_text
+from mindpangu.config import is_text, parse, read_text
 from mindpangu.errors import UserError
 from mindpangu.infer.image_file import FORMATS
 from mindpangu.infer.request import OPTION_NAMES, SamplingOptions
@@ -47,10 +47,8 @@ class Row(SamplingOptions):
         if not 1 <= self.n <= MAX_N:
             raise ValueError(f"n is {self.n}; 1 to {MAX_N} is allowed")
         for key in ("prompt", "negative", "file"):
-            try:
-                (getattr(self, key) or "").encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{key} holds half a character (a lone surrogate)") from None
+            if not is_text(getattr(self, key) or ""):
+                raise ValueError(f"{key} holds half a character (a lone surrogate)")
         if self.file is not None:
             place = self.place
             if place.is_absolute() or ".." in place.parts or not place.name or ":" in self.file or "\0" in self.file:

@@ -10,6 +10,7 @@ from typing import Any, Optional, Protocol, Union
 
 import numpy as np
 
+from mindpangu.config import is_text
 from mindpangu.diffusion.denoiser import Denoiser
 from mindpangu.diffusion.samplers import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
@@ -186,12 +187,8 @@ def check_size(size: str, spec: PipelineSpec) -> None:
 
 def check_text(what: str, text: str) -> None:
     """Raises: UserError where text is none, or came in another encoding than the terminal's."""
-    try:
-        text.encode()
-    except (UnicodeEncodeError, AttributeError):
-        raise UserError(
-            f"{what} cannot be read: half a character is in it; was it typed in another encoding?"
-        ) from None
+    if not isinstance(text, str) or not is_text(text):
+        raise UserError(f"{what} cannot be read: half a character is in it; was it typed in another encoding?")
 
 
 def check(request: Request, spec: PipelineSpec) -> None:

@@ -43,6 +43,15 @@ def decoded(content: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written at all: half a character (a lone surrogate) cannot, in any encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_text(path: Path) -> str:
     """The text of a file that a user wrote; see `decoded`.
 

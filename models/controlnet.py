@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from mindpangu import ops
 from mindpangu.models.layers import Conv2d, conv3x3
 from mindpangu.models.unet import UNetEncoder
-from mindpangu.spec import ControlNetSpec, UNetSpec
+from mindpangu.spec import ControlNetSpec, ModelSpec
 
 
 def zero_conv(channels: int) -> nn.CellList:
@@ -38,9 +38,10 @@ class ControlNet(UNetEncoder):
         self.zero_convs = nn.CellList([zero_conv(channels) for channels in self.skip_channels])
         self.middle_block_out = zero_conv(self.skip_channels[-1])
 
-    def fits(self, spec: UNetSpec, factor: int) -> bool:
-        """Whether the net was made for UNets of this shape and an autoencoder of this factor."""
-        return replace(self.spec, out_channels=spec.out_channels) == spec and self.factor == factor
+    def fits(self, model: ModelSpec) -> bool:
+        """Whether the net was made for UNets of the model's shape and an autoencoder of its factor."""
+        shapes = (replace(self.spec, out_channels=unet.out_channels) == unet for unet in model.unets.values())
+        return self.factor == model.vae.factor and all(shapes)
 
     def look(self, hint: Tensor) -> Tensor:
         """The stem: (N, 3, h·f, w·f) -> (N, model_channels, h, w)."""

@@ -27,6 +27,7 @@ from mindpangu.text.vocabulary import FILE as VOCABULARY
 from mindpangu.text.vocabulary import words_and_pieces
 from mindpangu.train.config import ClipConfig, TrainConfig
 from mindpangu.train.loop import Task
+from mindpangu.train.state import states
 from mindpangu.train.teacher import WIDTH, features, free_texts, token_vectors
 
 CORPUS = 20000  # scenes whose captions, in each language, the tokenizers are trained on
@@ -124,7 +125,7 @@ class TrainClip(Task):
             plain = [self.examples.captions.plain(self._scene(i), "en") for i in range(self.task.scenes)]
             self.teacher = features([*plain, *self.free], config.output_dir / "teacher.safetensors")
         self.loss_net = ClipLoss(self.task)
-        if self.task.distill is not None:
+        if self.task.distill is not None and not (config.resume_training and states(config.output_dir)):
             self._start_from_teacher()
         self._shown = ClipLoss(self.task)
 

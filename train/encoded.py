@@ -37,10 +37,11 @@ class EncodedData:
         empty = folder / EMPTY
         if not empty.exists():
             raise UserError(f"{folder}: no encoded data; make it with `mindpangu data encode --out {folder}`")
-        if read_card(empty).get("key") != key:
+        card = read_card(empty)
+        if card.get("key") != key:
             raise UserError(f"{folder}: encoded by other models than diffusion.vae and diffusion.text; encode it again")
         found: dict[str, list[np.ndarray]] = {}
-        files = read_card(empty).get("files") or [one.name for one in sorted(folder.glob("*.safetensors"))]
+        files = card.get("files") or [one.name for one in sorted(folder.glob("*.safetensors"))]
         for path in (folder / name for name in files if name != EMPTY):
             with safe_open(path, "numpy") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dictionary

@@ -129,13 +129,9 @@ def open_init_image(init: Optional[Path], mask: Optional[Path], sides: tuple[int
 
 def open_controls(wanted: list[tuple[Path, Path, dict[str, Any]]], sides: tuple[int, int]) -> tuple[Control, ...]:
     """The ControlNets of --control, their pictures at (width, height). Raises: UserError."""
-    from mindpangu.infer.control import Control
-    from mindpangu.models.loading import load_controlnet
+    from mindpangu.infer.control import Control, control_net
 
-    return tuple(
-        Control.open(load_controlnet(zoo.locate(folder) / "controlnet.safetensors"), [picture], sides, **options)
-        for folder, picture, options in wanted
-    )
+    return tuple(Control.open(control_net(folder), [picture], sides, **options) for folder, picture, options in wanted)
 
 
 def generate(

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mindpangu.checkpoint.store import write_atomically
-from mindpangu.config import decoded
+from mindpangu.config import decoded, is_text
 from mindpangu.errors import UserError
 from mindpangu.images import on_white, read_picture
 
@@ -129,10 +129,8 @@ def captions_of(field: str, content: bytes) -> dict[str, str]:
         found = {KEY_OF[field]: text}
     if not found or not all(isinstance(one, str) and one.strip() for one in found.values()):
         raise BadSampleError(f".{field}: no caption in it")
-    try:
-        "".join(found.values()).encode()
-    except UnicodeEncodeError:
-        raise BadSampleError(f".{field}: half a character (a lone surrogate)") from None
+    if not all(map(is_text, found.values())):
+        raise BadSampleError(f".{field}: half a character (a lone surrogate)")
     return {key: one.strip() for key, one in found.items()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mindpangu.data.lexicon import natural_prompts, nouns
 from mindpangu.data.phrases import LANGUAGES
-from mindpangu.metrics.scores import recall_at
+from mindpangu.metrics.scores import recall_at, unit
 from mindpangu.models.loading import load_conditioner, load_tokenizers
 
 BATCH = 64
@@ -35,7 +35,7 @@ def name_recall(folder: Path, encoders: Sequence[str]) -> dict[str, Any]:
             asked = [prompt for prompt in natural_prompts() if prompt.language == language]
             names = _pooled(net, tokenizer, [concepts[code].name[language] for code in codes])
             prompts = _pooled(net, tokenizer, [prompt.prompt for prompt in asked])
-            similarity = _unit(prompts - prompts.mean(0)) @ _unit(names - names.mean(0)).T
+            similarity = unit(prompts - prompts.mean(0)) @ unit(names - names.mean(0)).T
             ranks = np.array(
                 [
                     min(int((row >= row[codes.index(code)]).sum()) for code in prompt.concepts)
@@ -55,7 +55,3 @@ def _pooled(net: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
         ids = mutable((Tensor(tokenizer([*part, *[""] * (BATCH - len(part))])),))
         parts.append(net(ids, numbers)[1].asnumpy()[: len(part), :-SIZE_DIM])
     return np.concatenate(parts)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -30,7 +30,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, answers: np.ndarray) -> np.n
         (Q,) int. Ties count against the answer.
     """
     centre = gallery.mean(0)
-    similarity = _unit(queries - centre) @ _unit(gallery - centre).T
+    similarity = unit(queries - centre) @ unit(gallery - centre).T
     right = similarity[np.arange(len(queries)), answers][:, None]
     return (similarity >= right).sum(1)
 
@@ -40,7 +40,8 @@ def recall_at(rank: np.ndarray, k: int) -> float:
     return float((rank <= k).mean())
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def unit(x: np.ndarray) -> np.ndarray:
+    """(N, F) rows of length one."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 

@@ -196,7 +196,7 @@ class Studio:
             said = read_settings(_clicked(path))
             values = {name: said[name] for name in ("prompt", "seed", *OPTION_NAMES) if name in said}
             if values.get("size") not in self.models.pipeline.spec.sizes:
-                del values["size"]
+                values.pop("size", None)
             styles = values.pop("styles", {})
             values.update(styles=list(styles), random=False)
             if styles:
