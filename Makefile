@@ -63,7 +63,7 @@ zoo: data
 	for part in vae_crops vae clip common structure texture line_vae line_base line_control bridge_to_text bridge_to_line; do \
 		$(BIN)/mindpangu train --config configs/zoo/$$part.yaml || exit; done
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/model.yaml --out mindpangu/zoo/emoji-128 \
-		--part vae=runs/zoo/vae/vae --part text_a=runs/zoo/clip/text_a --part text_b=runs/zoo/clip/text_b \
+		--part vae=runs/zoo/vae/vae --part text_encoder=runs/zoo/clip/text_encoder --part text_encoder_2=runs/zoo/clip/text_encoder_2 \
 		--part structure=runs/zoo/structure/unet --part texture=runs/zoo/texture/unet
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/line_model.yaml --out mindpangu/zoo/openmoji-line \
 		--part vae=runs/zoo/line_vae/vae --part unet=runs/zoo/line_base/unet \

@@ -13,6 +13,9 @@ from mindpangu.config import read_yaml
 from mindpangu.diffusion.schedule import ScheduleSpec
 from mindpangu.images import parse_size
 
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TEXT_ENCODERS = tuple(TOKENIZERS)  # in the order in which their features are joined
+
 
 @lru_cache(maxsize=1)
 def _presets() -> dict[str, dict[str, dict[str, Any]]]:
@@ -204,8 +207,8 @@ class PipelineSpec:
     """What ties the parts of a model together (model.json of a model folder).
 
     `experts`: the UNets by name, from the noisiest part of the schedule down, each with the lowest t that it draws, the
-    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `text_encoders`: text_a, text_b, both, or
-    none where the nets know no words.
+    last one with 0: PanGu-Draw has {structure: 500, texture: 0}, others one. `text_encoders`: text_encoder (CLIP),
+    text_encoder_2 (OpenCLIP), both, or none where the nets know no words.
     `sizes`: "WxH" the model can draw, and the index by which the nets may know it; where `size_multiple` is above 0,
     any other of its multiples too. `added_cond`: the added conditioning beside the prompt, `size_dim` channels each:
     the index of the nearest size (PanGu-Draw); SDXL's original size, crop and target size; its refiner's original size,
@@ -219,7 +222,7 @@ class PipelineSpec:
     prediction: Literal["epsilon", "v", "x0"]
     default_size: str
     default_guidance: float
-    text_encoders: tuple[str, ...] = ("text_a", "text_b")
+    text_encoders: tuple[str, ...] = TEXT_ENCODERS
     added_cond: Literal["index", "sdxl", "refiner", "none"] = "index"
     size_dim: int = 0
     size_multiple: int = 0
@@ -231,8 +234,8 @@ class PipelineSpec:
         lowest = list(self.experts.values())
         if not lowest or lowest[-1] != 0 or any(a <= b for a, b in zip(lowest, lowest[1:])):
             raise ValueError(f"experts {self.experts}: lowest t in falling order, 0 at the end, are needed")
-        if set(self.text_encoders) - {"text_a", "text_b"}:
-            raise ValueError(f"text_encoders {list(self.text_encoders)}: text_a and text_b are allowed")
+        if set(self.text_encoders) - set(TEXT_ENCODERS):
+            raise ValueError(f"text_encoders {list(self.text_encoders)}: {' and '.join(TEXT_ENCODERS)} are allowed")
         if not self.text_encoders and (self.added_cond != "none" or self.styles):
             raise ValueError(
                 "a model without text_encoders has no added conditioning: added_cond is none, and there are no styles"

@@ -52,7 +52,7 @@ def spec_of(folder: Path) -> ModelSpec:
     pipeline = load_model_spec(folder)
 
     def of(parts: Iterable[str], kind: type[Spec]) -> dict[str, Spec]:
-        return {part: read_spec(folder / f"{part}.safetensors", kind) for part in parts}
+        return {part: read_spec(zoo.part_path(folder, part), kind) for part in parts}
 
     vae = read_spec(folder / "vae.safetensors", VAESpec)
     return ModelSpec(pipeline, of(pipeline.experts, UNetSpec), vae, of(pipeline.text_encoders, TextSpec))

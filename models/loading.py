@@ -138,8 +138,8 @@ def load_unets(paths: Sequence[Path], offload: bool = False, dtype: str = "fp32"
 
 
 def load_conditioner(folder: Path, text_encoders: Sequence[str], size_dim: int, dtype: str = "fp32") -> Conditioner:
-    """The text encoders of a folder ({encoder}.safetensors), for inference. Raises: UserError."""
-    specs = [read_spec(folder / f"{encoder}.safetensors", TextSpec) for encoder in text_encoders]
+    """The text encoders of a folder, for inference. Raises: UserError."""
+    specs = [read_spec(zoo.part_path(folder, encoder), TextSpec) for encoder in text_encoders]
     net = empty(lambda: Conditioner(specs, size_dim), dtype)
     fill_text_encoders(net, folder, text_encoders, ())
     return net
@@ -150,7 +150,7 @@ def fill_text_encoders(
 ) -> None:
     """Put the folder's weights into the text encoders, with LoRAs merged in. Raises: UserError."""
     for i, (name, encoder) in enumerate(zip(text_encoders, net.text_encoders)):
-        path = folder / f"{name}.safetensors"
+        path = zoo.part_path(folder, name)
         # An encoder inside the conditioner carries its place in its parameters' names.
         weights = prefixed(merged(stored_tensors(path), loras, name), f"text_encoders.{i}.")
         load_into(encoder.trainable_params(), weights, str(path))
@@ -160,8 +160,8 @@ def load_tokenizers(folder: Path, text_encoders: Sequence[str]) -> list[TextToke
     """The tokenizers of a folder's text encoders. Raises: UserError."""
     tokenizers = []
     for encoder in text_encoders:
-        spec = read_spec(folder / f"{encoder}.safetensors", TextSpec)
-        tokenizers.append(TextTokenizer.load(folder / zoo.tokenizer_of(encoder), spec.context_length, spec.pad_id))
+        spec = read_spec(zoo.part_path(folder, encoder), TextSpec)
+        tokenizers.append(TextTokenizer.load(zoo.tokenizer_path(folder, encoder), spec.context_length, spec.pad_id))
     return tokenizers
 
 

@@ -84,7 +84,7 @@ def model_folder(runs, tmp_path_factory) -> Path:
         " fluent_3d: {en: '{}, 3D style', zh: '{}, 3D风格'}}}",
         encoding="utf-8",
     )
-    parts = {"vae": "vae/vae", "text_a": "clip/text_a", "text_b": "clip/text_b"}
+    parts = {"vae": "vae/vae", "text_encoder": "clip/text_encoder", "text_encoder_2": "clip/text_encoder_2"}
     parts.update(structure="structure/unet", texture="texture/unet")
     pack(
         spec=spec, part=[f"{name}={runs / source}" for name, source in parts.items()], out=folder / "tiny", override=[]

@@ -80,8 +80,8 @@ def vae(folder: Path) -> dict:
 def clip(folder: Path) -> dict:
     of_b = {"end_id": 2, "activation": "gelu", "output": "penultimate", "projection_dim": 16}
     image = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2, "projection_dim": 16}
-    text_a = {**TEXT, "end_id": 3, "activation": "quick_gelu", "output": "last"}
-    return {"clip": {"text_a": text_a, "text_b": {**TEXT, **of_b}, "image": image}}
+    text_encoder = {**TEXT, "end_id": 3, "activation": "quick_gelu", "output": "last"}
+    return {"clip": {"text_encoder": text_encoder, "text_encoder_2": {**TEXT, **of_b}, "image": image}}
 
 
 def diffusion(folder: Path) -> dict:

@@ -49,9 +49,9 @@ class ClipLoss(nn.Cell):
     def __init__(self, task: ClipConfig) -> None:
         super().__init__()
         self.image = ImageEncoder(task.image)
-        self.text_a, self.text_b = text_encoder(task.text_a), text_encoder(task.text_b)
+        self.text_encoder, self.text_encoder_2 = text_encoder(task.text_encoder), text_encoder(task.text_encoder_2)
         # The first encoder has no projection in PanGu-Draw; this one serves the training alone and is not exported.
-        width, shared = task.text_a.width, task.image.projection_dim
+        width, shared = task.text_encoder.width, task.image.projection_dim
         self.projection_a = Parameter(initializer(Normal(width**-0.5), (width, shared)), name="projection_a")
         self.logit_scale = Parameter(Tensor(np.log(np.float32(1 / 0.07))), name="logit_scale")
         self.weight = 0.0 if task.distill is None else task.distill.weight
@@ -61,8 +61,8 @@ class ClipLoss(nn.Cell):
 
     def embed(self, images: Tensor, ids_a: Tensor, ids_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors of the pictures and of the texts by either encoder."""
-        a = mops.matmul(self.text_a(ids_a)[1], self.projection_a)
-        return unit(self.image(images)), unit(a), unit(self.text_b(ids_b)[1])
+        a = mops.matmul(self.text_encoder(ids_a)[1], self.projection_a)
+        return unit(self.image(images)), unit(a), unit(self.text_encoder_2(ids_b)[1])
 
     def construct(self, images: Tensor, ids_a: Tensor, ids_b: Tensor, teacher: Tensor) -> Tensor:
         image, a, b = self.embed(images, ids_a, ids_b)
@@ -115,8 +115,8 @@ class TrainClip(Task):
         self.tokenizers = self._tokenizers(config.clip, config.output_dir)
         self.task = replace(
             config.clip,
-            text_a=fitted(config.clip.text_a, self.tokenizers[0]),
-            text_b=fitted(config.clip.text_b, self.tokenizers[1]),
+            text_encoder=fitted(config.clip.text_encoder, self.tokenizers[0]),
+            text_encoder_2=fitted(config.clip.text_encoder_2, self.tokenizers[1]),
         )
         subgroups = [self.examples.records[self.examples.first(i)].subgroup for i in range(self.task.scenes)]
         self.subgroups = [np.flatnonzero(np.array(subgroups) == name) for name in sorted(set(subgroups))]
@@ -147,27 +147,27 @@ class TrainClip(Task):
         scenes = [self._scene(i) for i in range(count)]
         captions = [self.examples.caption(s, i, language) for language in LANGUAGES for i, s in enumerate(scenes)]
         known = np.concatenate([self.teacher[:count], self.teacher[:count], self.teacher[self.task.scenes :]])
-        for encoder, tokenizer in zip((self.loss_net.text_a, self.loss_net.text_b), self.tokenizers):
+        for encoder, tokenizer in zip((self.loss_net.text_encoder, self.loss_net.text_encoder_2), self.tokenizers):
             table = next(p for p in encoder.get_parameters() if p.name.endswith("token_embedding.embedding_table"))
             vectors = token_vectors(tokenizer, [*captions, *self.free], known, table.shape[1])
             table.set_data(Tensor(vectors))
 
     def _tokenizers(self, task: ClipConfig, folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
         """Those in the run's folder, or new ones trained on captions of the training scenes and the free texts."""
-        paths = folder / "tokenizer_a.json", folder / "tokenizer_b.json"
+        paths = folder / "tokenizer.json", folder / "tokenizer_2.json"
         if not all(path.exists() for path in paths):
             scenes = [self.examples.scene(i) for i in range(CORPUS)]
             corpus = [self.examples.caption(s, i, language) for i, s in enumerate(scenes) for language in LANGUAGES]
             emoji = list(dict.fromkeys(noun.emoji for noun in self.examples.captions.nouns))
             corpus += self.free
             trained = (
-                train_wordpiece(corpus, task.text_a.vocab_size, emoji),
-                train_byte_bpe(corpus, task.text_b.vocab_size, emoji),
+                train_wordpiece(corpus, task.text_encoder.vocab_size, emoji),
+                train_byte_bpe(corpus, task.text_encoder_2.vocab_size, emoji),
             )
             for path, tokenizer in zip(paths, trained):
                 write_atomically(path, tokenizer.to_str().encode())
-        a = TextTokenizer.load(paths[0], task.text_a.context_length)
-        return a, TextTokenizer.load(paths[1], task.text_b.context_length)
+        a = TextTokenizer.load(paths[0], task.text_encoder.context_length)
+        return a, TextTokenizer.load(paths[1], task.text_encoder_2.context_length)
 
     def start_from(self, path: Path) -> None:
         """Not offered. Raises: UserError."""
@@ -215,8 +215,8 @@ class TrainClip(Task):
         Image.fromarray(np.kron(grey, np.ones((6, 6), np.uint8))).save(path)
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
-        """text_a.safetensors and text_b.safetensors in fp16; the tokenizers are there already."""
-        for name, spec in (("text_a", self.task.text_a), ("text_b", self.task.text_b)):
+        """text_encoder.safetensors and text_encoder_2.safetensors in fp16; the tokenizers are there already."""
+        for name, spec in (("text_encoder", self.task.text_encoder), ("text_encoder_2", self.task.text_encoder_2)):
             tensors = half(unprefixed(weights, f"{name}."))
             save_checkpoint(folder / f"{name}.safetensors", tensors, {"spec": asdict(spec), **card})
         self._export_vocabulary(weights, folder)
@@ -230,7 +230,7 @@ class TrainClip(Task):
         for start in range(0, len(texts), SHOWN):
             part = texts[start : start + SHOWN]
             ids = self.tokenizers[1]([*part, *[""] * (SHOWN - len(part))])
-            parts.append(self._shown.text_b(Tensor(ids))[1].asnumpy()[: len(part)])
+            parts.append(self._shown.text_encoder_2(Tensor(ids))[1].asnumpy()[: len(part)])
         tags = {tag for record in self.examples.records for tags in record.tags.values() for tag in tags}
         said = words_and_pieces(spoken(nouns, tags))
         save_checkpoint(

@@ -159,8 +159,8 @@ class ClipConfig:
     `hard_share`: share of a batch that comes from few subgroups, so that neighbours are told apart.
     """
 
-    text_a: TextSpec
-    text_b: TextSpec
+    text_encoder: TextSpec
+    text_encoder_2: TextSpec
     image: ImageEncoderSpec
     scenes: int = 32768
     hard_share: float = 0.5

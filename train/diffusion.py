@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, mutable, nn
 from mindspore import ops as mops
 from PIL import Image
 
-from mindpangu.checkpoint.diffusers import subfolder
+from mindpangu import zoo
 from mindpangu.checkpoint.lora import load_text_encoder_lora
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
 from mindpangu.data.examples import DataConfig, Examples, Stream
@@ -29,11 +29,10 @@ from mindpangu.models.loading import fill_text_encoders, load_conditioner, load_
 from mindpangu.models.lora import TEXT_ENCODER_LAYERS, UNET_LAYERS, adapt, text_encoder_file, unet_file
 from mindpangu.models.stages import recompute
 from mindpangu.models.unet import UNet
-from mindpangu.spec import TextSpec
+from mindpangu.spec import TEXT_ENCODERS, TextSpec
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
 
-TEXT_ENCODERS = ("text_a", "text_b")
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
 BINS, MEASURED = 16, 64  # noise levels at which the loss is measured, and scenes over which
 
@@ -49,7 +48,7 @@ def frozen(net: Net) -> Net:
 
 def text_encoder_specs(folder: Path) -> dict[str, TextSpec]:
     """What the text encoders of a folder are. Raises: UserError."""
-    return {encoder: read_spec(folder / f"{encoder}.safetensors", TextSpec) for encoder in TEXT_ENCODERS}
+    return {encoder: read_spec(zoo.part_path(folder, encoder), TextSpec) for encoder in TEXT_ENCODERS}
 
 
 def _whole(unet: UNet) -> list[Parameter]:
@@ -291,7 +290,7 @@ class TrainDiffusion:
             if self.task.text is not None:
                 for i, (encoder, spec) in enumerate(text_encoder_specs(self.task.text).items()):
                     learned = unprefixed(weights, f"conditioner.text_encoders.{i}.")
-                    tensors.update(text_encoder_file(spec, learned, scale, subfolder(encoder)))
+                    tensors.update(text_encoder_file(spec, learned, scale, encoder))
             save_checkpoint(folder / "lora.safetensors", tensors, card)
             return
         tensors = half(unprefixed(weights, "unet."))

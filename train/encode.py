@@ -26,7 +26,7 @@ from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
-from mindpangu.train.diffusion import TEXT_ENCODERS
+from mindpangu.spec import TEXT_ENCODERS
 from mindpangu.train.latents import ENCODE_BATCH, encode_pictures
 
 EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
@@ -69,11 +69,11 @@ def encoder_key(vae: Path, text: Path, sizes: Sequence[str], size_dim: int) -> s
     """What changes when an autoencoder, text encoder, tokenizer or the added conditioning does. Raises: UserError."""
     parts = {"vae": read_card(vae / "vae.safetensors").get("sha256"), "sizes": list(sizes), "size_dim": size_dim}
     for encoder in TEXT_ENCODERS:
-        parts[encoder] = read_card(text / f"{encoder}.safetensors").get("sha256")
+        parts[encoder] = read_card(zoo.part_path(text, encoder)).get("sha256")
         try:
-            parts[f"{encoder} tokenizer"] = file_digest(text / zoo.tokenizer_of(encoder))
+            parts[f"{encoder} tokenizer"] = file_digest(zoo.tokenizer_path(text, encoder))
         except OSError as error:
-            raise UserError(f"{text / zoo.tokenizer_of(encoder)}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{zoo.tokenizer_path(text, encoder)}: cannot be read ({error.strerror})") from None
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

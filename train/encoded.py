@@ -14,8 +14,9 @@ from safetensors import safe_open
 from mindpangu.checkpoint.store import read_card
 from mindpangu.data.examples import Stream
 from mindpangu.errors import UserError
+from mindpangu.spec import TEXT_ENCODERS
 from mindpangu.train.config import TrainConfig
-from mindpangu.train.diffusion import SHOWN, TEXT_ENCODERS, DiffusionLoss, TrainDiffusion
+from mindpangu.train.diffusion import SHOWN, DiffusionLoss, TrainDiffusion
 from mindpangu.train.encode import EMPTY, encoder_key
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from mindpangu.checkpoint.name_map import Place, Places, Shapes, whole
 from mindpangu.checkpoint.transformers import text_places, torch_name
 from mindpangu.layout import unet_layout
-from mindpangu.spec import ControlNetSpec, ModelSpec, UNetSpec, VAESpec
+from mindpangu.spec import TEXT_ENCODERS, ControlNetSpec, ModelSpec, UNetSpec, VAESpec
 
 _RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -34,9 +34,6 @@ _ENDS = {
 _VAE_MIDDLE = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attentions.0"}
 _OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-
-TEXT_ENCODERS = {"text_a": "text_encoder", "text_b": "text_encoder_2"}  # our names and diffusers'
-TOKENIZERS = {"text_a": "tokenizer", "text_b": "tokenizer_2"}
 
 Vector = Literal["class_embedding", "add_embedding"]
 
@@ -103,11 +100,6 @@ def vae_places(names: Iterable[str], spec: VAESpec) -> dict[str, Place]:
         theirs = theirs.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
         table[name] = torch_name(theirs)
     return whole(table)
-
-
-def subfolder(part: str) -> str:
-    """Where diffusers keeps a part: the text encoders under its names, others under their own."""
-    return TEXT_ENCODERS.get(part, part)
 
 
 def stem_of(part: str) -> str:

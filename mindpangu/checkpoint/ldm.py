@@ -30,15 +30,15 @@ UNUSED = re.compile(
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
-    "text_a": "conditioner.embedders.0.transformer.text_model.",
-    "text_b": "conditioner.embedders.1.model.",
+    "text_encoder": "conditioner.embedders.0.transformer.text_model.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
 }
 
 # In the files, and in no Cell: positions, the causal mask, the temperature of CLIP's training.
 BUFFERS = (
-    f"{PREFIXES['text_a']}embeddings.position_ids",
-    f"{PREFIXES['text_b']}attn_mask",
-    f"{PREFIXES['text_b']}logit_scale",
+    f"{PREFIXES['text_encoder']}embeddings.position_ids",
+    f"{PREFIXES['text_encoder_2']}attn_mask",
+    f"{PREFIXES['text_encoder_2']}logit_scale",
 )
 
 
@@ -98,5 +98,5 @@ def _of_open_clip(prefix: str, name: str) -> Place:
 
 
 def release_names(part: str, names: Iterable[str]) -> dict[str, str]:
-    """{ours: theirs} for the parameters of one part: unet, vae, text_a or text_b."""
+    """{ours: theirs} for the parameters of one part: unet, vae, text_encoder or text_encoder_2."""
     return {name: PREFIXES[part] + name for name in names}

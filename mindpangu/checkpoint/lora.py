@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from mindpangu.checkpoint.diffusers import TEXT_ENCODERS, diffusers_places
+from mindpangu.checkpoint.diffusers import diffusers_places
 from mindpangu.checkpoint.name_map import Place, Shapes
 from mindpangu.checkpoint.store import some
 from mindpangu.checkpoint.tensor_files import Stored, TensorFiles
@@ -219,10 +219,7 @@ def load_lora(path: Path, spec: ModelSpec, shapes: Mapping[str, Shapes]) -> Lora
     Raises:
         UserError: see `read_lora`; or a module that the model does not have, or of another shape.
     """
-    parts_of = {
-        "unet": list(spec.unets),
-        **{theirs: [ours] for ours, theirs in TEXT_ENCODERS.items() if ours in spec.texts},
-    }
+    parts_of = {"unet": list(spec.unets), **{name: [name] for name in spec.texts}}
     return _placed(path, read_lora(path), targets(spec, shapes), parts_of, shapes, spec.pipeline.name)
 
 
@@ -232,7 +229,7 @@ def load_text_encoder_lora(path: Path, texts: Mapping[str, TextSpec], shapes: Ma
     Raises:
         UserError: as `load_lora`; or it has none.
     """
-    parts_of = {TEXT_ENCODERS[name]: [name] for name in texts}
+    parts_of = {name: [name] for name in texts}
     updates = {key: update for key, update in read_lora(path).items() if key[0] in parts_of}
     if not updates:
         raise UserError(f"{path}: has no updates of text encoders")

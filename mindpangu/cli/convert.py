@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.console import Console
 from mindpangu import zoo
 from mindpangu.cli.generate import check_writable
 from mindpangu.errors import UserError
+
+if TYPE_CHECKING:
+    from mindpangu.convert.writer import ConversionOptions
 
 GB = 10**9
 RELEASE = "pangu_draw_v3"
@@ -36,6 +39,8 @@ def convert(
     shard_gb: float = typer.Option(0.5, min=1e-6, help="Largest file, in GB; memory needed is about five times that."),
 ) -> None:
     """Weights of PanGu-Draw 3.0, Stable Diffusion 1.x, 2.x or XL -> a model folder in safetensors; or the way back."""
+    from mindpangu.convert.writer import DTYPES, ConversionOptions
+
     if to not in ("mindpangu", "diffusers"):
         raise UserError(f"--to {to} is unknown; allowed: mindpangu, diffusers")
     if len(sources) > 2:
@@ -48,11 +53,13 @@ def convert(
     if to == "diffusers":
         _export(sources, out)
     else:
-        _import(sources, out, model, controlnet, vocabulary, dtype, round(shard_gb * GB))
+        if dtype not in DTYPES:
+            raise UserError(f"--dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
+        _import(sources, out, model, controlnet, ConversionOptions(dtype, round(shard_gb * GB), vocabulary))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / GB:.2f} GB")
     if len(sources) == 2 and vocabulary is None:
-        print("tokenizer_a.json is not there: run again with --vocabulary before you draw; what is there is kept")
+        print("tokenizer.json is not there: run again with --vocabulary before you draw; what is there is kept")
 
 
 def _import(
@@ -60,30 +67,20 @@ def _import(
     out: Path,
     model: Optional[str],
     controlnet: bool,
-    vocabulary: Optional[Path],
-    dtype: str,
-    shard_bytes: int,
+    options: ConversionOptions,
 ) -> None:
     from mindpangu import runtime
-    from mindpangu.convert.pangu_draw import convert_release
-    from mindpangu.convert.stable_diffusion import convert_controlnet, convert_family
-    from mindpangu.convert.writer import DTYPES
+    from mindpangu.convert.pangu_draw import convert_pangu_draw
+    from mindpangu.convert.stable_diffusion import convert_controlnet, convert_stable_diffusion
     from mindpangu.models.inventory import described, find_spec
 
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
     if model is None and len(sources) == 1:
         raise UserError(f"say what {sources[0]} holds: --model {', '.join(x for x in described() if x != RELEASE)}")
     runtime.start()
     spec = find_spec(model or RELEASE)
+    whole = convert_pangu_draw if len(sources) == 2 else convert_stable_diffusion
     with Console(stderr=True).status("reading the indexes") as status:
-        if controlnet:
-            convert_controlnet(sources[0], spec, out, dtype, status.update)
-        elif len(sources) == 2:
-            low, high = sources
-            convert_release(low, high, spec, out, dtype, shard_bytes, vocabulary, status.update)
-        else:
-            convert_family(sources[0], spec, out, dtype, shard_bytes, vocabulary, status.update)
+        (convert_controlnet if controlnet else whole)(sources, spec, out, options, status.update)
 
 
 def _export(sources: list[Path], out: Path) -> None:

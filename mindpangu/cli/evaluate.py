@@ -140,10 +140,13 @@ def text(
     """Names found by natural prompts, by text features alone: what text encoders know before a generator is trained."""
     from mindpangu import runtime
     from mindpangu.evaluation.text_encoders import name_recall
+    from mindpangu.spec import TEXT_ENCODERS
 
-    folder = Path(model) if (Path(model) / "text_a.safetensors").is_file() else zoo.find(model)
+    folder = Path(model)
+    if not zoo.part_path(folder, TEXT_ENCODERS[0]).is_file():
+        folder = zoo.find(model)
     runtime.start()
-    encoders = [path.stem for path in sorted(folder.glob("text_?.safetensors"))]
+    encoders = [encoder for encoder in TEXT_ENCODERS if zoo.part_path(folder, encoder).is_file()]
     _report(name_recall(folder, encoders), report)
 
 

@@ -52,7 +52,7 @@ def pack(
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(source.with_suffix(suffix), (out / name).with_suffix(suffix))
     for encoder in model.text_encoders:
-        shutil.copyfile(sources[encoder].parent / shelf.tokenizer_of(encoder), out / shelf.tokenizer_of(encoder))
+        shutil.copyfile(shelf.tokenizer_path(sources[encoder].parent, encoder), shelf.tokenizer_path(out, encoder))
     if model.text_encoders and (vocabulary := sources[model.text_encoders[-1]].parent / VOCABULARY).exists():
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(vocabulary.with_suffix(suffix), (out / VOCABULARY).with_suffix(suffix))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -13,45 +12,39 @@ from mindpangu.checkpoint.ldm import BUFFERS, release_names
 from mindpangu.checkpoint.mindspore_ckpt import MindSporeCheckpoint
 from mindpangu.checkpoint.name_map import Shapes
 from mindpangu.checkpoint.store import check_fit, file_digest
-from mindpangu.convert.writer import Said, write_model
+from mindpangu.convert.writer import ConversionOptions, Said, write_model
 from mindpangu.errors import UserError
 from mindpangu.models.inventory import parts
-from mindpangu.spec import ModelSpec
+from mindpangu.spec import TEXT_ENCODERS, ModelSpec
 from mindpangu.text.vocabularies import bert_wordpiece, clip_bpe
 
-SHARED = ("vae", "text_a", "text_b")  # parts that both files hold
+SHARED = ("vae", *TEXT_ENCODERS)  # parts that both files hold
 SOURCE = {"texture": "low", "structure": "high"}
 NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.ckpt$")  # as in pangu_low_timestamp-127da122.ckpt
 
 
-def convert_release(
-    low: Path,
-    high: Path,
-    spec: ModelSpec,
-    out: Path,
-    dtype: str,
-    shard_bytes: int,
-    vocabulary: Optional[Path] = None,
-    said: Said = lambda line: None,
+def convert_pangu_draw(
+    sources: Sequence[Path], spec: ModelSpec, out: Path, options: ConversionOptions, said: Said = lambda line: None
 ) -> None:
-    """Write `out`, a model folder, from the files of the texture (`low`) and the structure generator (`high`).
+    """Write `out`, a model folder, from the two files of the texture (low t) and the structure generator (high t).
 
-    `vocabulary`: the Chinese text encoder's vocab.txt, which the files lack; without it tokenizer_a.json is left out.
+    They lack the Chinese text encoder's vocabulary; without `options.vocabulary` tokenizer.json is left out.
 
     Raises:
         UserError: a file is absent, truncated, not the one that its name says, or the two are swapped; a parameter is
             missing, unexpected or mis-shaped; the shared parts differ; see `write_model`.
     """
+    low, high = sources
     refuse_swapped(low, high)
-    tokenizers = {"text_b": clip_bpe()}
-    if vocabulary is not None:
-        tokenizers["text_a"] = bert_wordpiece(vocabulary)
+    tokenizers = {TEXT_ENCODERS[1]: clip_bpe()}
+    if options.vocabulary is not None:
+        tokenizers[TEXT_ENCODERS[0]] = bert_wordpiece(options.vocabulary)
     files = {"low": MindSporeCheckpoint(low), "high": MindSporeCheckpoint(high)}
     shapes = parts(spec)
     for unet, which in SOURCE.items():
         _check_names(files[which], {name: shapes[name] for name in (unet, *SHARED)})
-    sources = {which: _checked_digest(file.path, said) for which, file in files.items()}
-    write_model(spec, shapes, _reader(files), sources, out, dtype, shard_bytes, tokenizers, said)
+    digests = {which: _checked_digest(file.path, said) for which, file in files.items()}
+    write_model(spec, shapes, _reader(files), digests, out, options, tokenizers, said)
 
 
 def refuse_swapped(low: Path, high: Path) -> None:

@@ -13,11 +13,8 @@ from tokenizers import Tokenizer
 
 from mindpangu import zoo
 from mindpangu.checkpoint.diffusers import (
-    TEXT_ENCODERS,
-    TOKENIZERS,
     diffusers_places,
     stem_of,
-    subfolder,
     unet_config,
     vae_config,
 )
@@ -27,7 +24,7 @@ from mindpangu.checkpoint.transformers import text_config
 from mindpangu.convert.writer import Said, check_room
 from mindpangu.errors import UserError
 from mindpangu.models.inventory import parts, spec_of
-from mindpangu.spec import ModelSpec
+from mindpangu.spec import TEXT_ENCODERS, TOKENIZERS, ModelSpec
 from mindpangu.text.tokenizer import END_B, START_B
 
 PIPELINES = {"none": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
@@ -55,12 +52,12 @@ def export_diffusers(folder: Path, out: Path, said: Said = lambda line: None) ->
     check_room(out, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     for part in shapes:
         said(part)
-        to, stem = out / subfolder(part), stem_of(part)
-        tensors = load_tensors(folder / f"{part}.safetensors")
+        to, stem = out / part, stem_of(part)
+        tensors = load_tensors(zoo.part_path(folder, part))
         save_tensors(to / f"{stem}.safetensors", _theirs(places[part], tensors, part == "vae"), TORCH_METADATA)
         _write(to / "config.json", _config(spec, part))
     for part in spec.texts:
-        tokenizer = Tokenizer.from_file(str(folder / zoo.tokenizer_of(part)))
+        tokenizer = Tokenizer.from_file(str(zoo.tokenizer_path(folder, part)))
         if tokenizer.token_to_id(START_B) is None:
             _write_bert_tokenizer(out / TOKENIZERS[part], tokenizer)
         else:
@@ -117,11 +114,11 @@ def _model_index(spec: ModelSpec) -> dict[str, Any]:
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     }
-    for part, encoder in TEXT_ENCODERS.items():
+    for part in TEXT_ENCODERS:
         there = part in spec.texts
         if there or added_cond != "none":
             kind = text_config(asdict(spec.texts[part]))["architectures"][0] if there else None
-            index[encoder] = ["transformers", kind] if there else [None, None]
+            index[part] = ["transformers", kind] if there else [None, None]
             reader = "BertTokenizer" if there and spec.texts[part].output == "bert" else "CLIPTokenizer"
             index[TOKENIZERS[part]] = ["transformers", reader] if there else [None, None]
     if added_cond == "none":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +24,19 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 JOURNAL = "conversion.json"  # shards that are done, so that a second run writes only what is not there
 
 Said = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How a model is written, the same for every family.
+
+    `dtype`: fp16 or fp32. `shard_bytes`: the largest file. `vocabulary`: vocab.txt of a Chinese text encoder, where
+    the source does not hold it.
+    """
+
+    dtype: str = "fp16"
+    shard_bytes: int = 500_000_000
+    vocabulary: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,7 @@ def write_model(
     read: Read,
     sources: Mapping[str, str],
     out: Path,
-    dtype: str,
-    shard_bytes: int,
+    options: ConversionOptions,
     tokenizers: Mapping[str, Tokenizer],
     said: Said,
 ) -> None:
@@ -75,12 +87,13 @@ def write_model(
     Raises:
         UserError: the disk is too small or cannot be written, or a number does not fit the dtype.
     """
-    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    dtype, itemsize = options.dtype, np.dtype(DTYPES[options.dtype]).itemsize
     check_room(out, itemsize * sum(prod(shape) for part in shapes.values() for shape in part.values()))
     journal = _Journal(
-        out, {"model": spec.pipeline.name, "sources": dict(sources), "dtype": dtype, "shard_bytes": shard_bytes}
+        out,
+        {"model": spec.pipeline.name, "sources": dict(sources), "dtype": dtype, "shard_bytes": options.shard_bytes},
     )
-    shards = plan(shapes, itemsize, shard_bytes)
+    shards = plan(shapes, itemsize, options.shard_bytes)
     for number, shard in enumerate(shards, start=1):
         said(f"{shard.file} ({number} of {len(shards)})")
         if not journal.holds(shard.file):
@@ -94,7 +107,7 @@ def write_model(
     described = json.dumps(dump(spec.pipeline), indent=2, ensure_ascii=False) + "\n"
     write_atomically(out / zoo.DESCRIPTION, described.encode())
     for encoder, tokenizer in tokenizers.items():
-        write_atomically(out / zoo.tokenizer_of(encoder), tokenizer.to_str().encode())
+        write_atomically(zoo.tokenizer_path(out, encoder), tokenizer.to_str().encode())
 
 
 def cast(value: np.ndarray, dtype: str, name: str) -> np.ndarray:

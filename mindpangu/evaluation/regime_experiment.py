@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindpangu.spec import TEXT_ENCODERS
+
 
 @dataclass(frozen=True)
 class Regimes:
@@ -48,7 +50,7 @@ class Regimes:
     def _pack(self, name: str, nets: dict[str, str], *changes: str) -> Iterator[list[str]]:
         out = self.models / name
         if not out.exists():
-            given = {part: self.parts / part for part in ("vae", "text_a", "text_b")}
+            given = {part: self.parts / part for part in ("vae", *TEXT_ENCODERS)}
             given.update({part: self.runs / run / "unet" for part, run in nets.items()})
             spec = ["--spec", str(self.configs / "model.yaml"), "--out", str(out), *_each("--set", changes)]
             yield ["zoo", "pack", *spec, *_each("--part", [f"{part}={path}" for part, path in given.items()])]

@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 from typing import Any, Union
 
-from mindpangu.checkpoint.store import verify
+from mindpangu.checkpoint.store import sidecar, verify
 from mindpangu.errors import UserError, nearest
+from mindpangu.spec import TOKENIZERS
 
 ZOO = Path(__file__).parent
 DESCRIPTION = "model.json"  # a PipelineSpec
-OLD_KEYS = {"towers": "text_encoders", "told": "added_cond"}  # of model folders made before 0.2
+# Of model folders made earlier: keys of model.json, and files.
+OLD_KEYS = {"towers": "text_encoders", "told": "added_cond"}
+OLD_FILES = {
+    "text_encoder": "text_a", "text_encoder_2": "text_b", "tokenizer": "tokenizer_a", "tokenizer_2": "tokenizer_b"
+}  # fmt: skip
 # What may lie in a model's folder, or in one below, beside the model itself.
 EXTRAS = ("controlnet", "bridge", "vocabulary")
 
@@ -51,12 +56,24 @@ def description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a model description ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, not an object")
-    return {str(OLD_KEYS.get(key, key)): value for key, value in values.items()}
+    described = {str(OLD_KEYS.get(key, key)): value for key, value in values.items()}
+    if isinstance(encoders := described.get("text_encoders"), list):
+        new = {old: part for part, old in OLD_FILES.items()}
+        described["text_encoders"] = [new.get(str(encoder), str(encoder)) for encoder in encoders]
+    return described
 
 
-def tokenizer_of(encoder: str) -> str:
-    """text_a -> tokenizer_a.json."""
-    return encoder.replace("text", "tokenizer") + ".json"
+def part_path(folder: Path, part: str) -> Path:
+    """The checkpoint of a model's part; in an old folder, by its old name."""
+    for name in (part, OLD_FILES.get(part, part)):
+        if (folder / f"{name}.json").is_file():
+            return folder / f"{name}.safetensors"
+    return folder / f"{part}.safetensors"
+
+
+def tokenizer_path(folder: Path, encoder: str) -> Path:
+    """The tokenizer of a text encoder: text_encoder_2 -> folder/tokenizer_2.json."""
+    return sidecar(part_path(folder, TOKENIZERS.get(encoder, encoder)))
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -72,14 +89,14 @@ def check(folder: Path) -> None:
         UserError: naming the first file that fails, and the check.
     """
     for name in checkpoints(folder):
-        verify(folder / f"{name}.safetensors")
+        verify(part_path(folder, name))
     for extra in sorted(path for path in folder.rglob("*.safetensors") if path.stem in EXTRAS):
         verify(extra)
     for encoder in description(folder).get("text_encoders", []):
-        if not (folder / tokenizer_of(encoder)).is_file():
-            raise UserError(f"{folder / tokenizer_of(encoder)}: no such file; the model folder is not whole")
+        if not (tokenizer := tokenizer_path(folder, encoder)).is_file():
+            raise UserError(f"{tokenizer}: no such file; the model folder is not whole")
 
 
 def fingerprint(folder: Path) -> str:
     """What tells two model folders apart: the sidecars of their checkpoints, specs and digests included."""
-    return "".join((folder / f"{name}.json").read_text(encoding="utf-8") for name in checkpoints(folder))
+    return "".join(sidecar(part_path(folder, name)).read_text(encoding="utf-8") for name in checkpoints(folder))

@@ -61,8 +61,8 @@ def test_a_model_with_chinese_clips_tower_goes_to_diffusers_and_back(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     spec = narrow("sd15")
-    encoder = TextSpec(len(vocabulary()), 3, spec.texts["text_a"].width, 2, 2, "gelu", "bert", 20, 8)
-    spec = replace(spec, texts={"text_a": encoder})
+    encoder = TextSpec(len(vocabulary()), 3, spec.texts["text_encoder"].width, 2, 2, "gelu", "bert", 20, 8)
+    spec = replace(spec, texts={"text_encoder": encoder})
     build(spec, tmp_path / "ours", bert_wordpiece(tmp_path / "vocab.txt"))
     (tmp_path / "narrow.yaml").write_text(yaml.safe_dump(dump(spec)), encoding="utf-8")
     done = mindpangu("convert", str(tmp_path / "ours"), "--to", "diffusers", "--out", str(tmp_path / "theirs"))
@@ -70,9 +70,9 @@ def test_a_model_with_chinese_clips_tower_goes_to_diffusers_and_back(tmp_path):
     back = ("--model", str(tmp_path / "narrow.yaml"), "--dtype", "fp32", "--out", str(tmp_path / "back"))
     done = mindpangu("convert", str(tmp_path / "theirs"), *back)
     assert done.returncode == 0, done.stderr
-    ours, again = (load_tensors(tmp_path / name / "text_a.safetensors") for name in ("ours", "back"))
+    ours, again = (load_tensors(tmp_path / name / "text_encoder.safetensors") for name in ("ours", "back"))
     assert ours.keys() == again.keys() and all((ours[name] == again[name]).all() for name in ours)
-    readers = [TextTokenizer.load(tmp_path / name / "tokenizer_a.json", 20) for name in ("ours", "back")]
+    readers = [TextTokenizer.load(tmp_path / name / "tokenizer.json", 20) for name in ("ours", "back")]
     assert readers[0](["一只狐狸"]).tolist() == readers[1](["一只狐狸"]).tolist()
     done = mindpangu(
         "generate", "一只狐狸", "--model", str(tmp_path / "back"), "--steps", "1", "--out", str(tmp_path / "o")

@@ -12,6 +12,7 @@ import pytest
 from mindpangu import runtime
 from mindpangu.checkpoint.ldm import BUFFERS, release_names
 from mindpangu.checkpoint.store import load_tensors, read_card, verify
+from mindpangu.convert.writer import ConversionOptions
 from mindpangu.errors import UserError
 
 LOW, HIGH = "pangu_low_timestamp.ckpt", "pangu_high_timestamp.ckpt"
@@ -30,8 +31,8 @@ def spec():
         unets={"structure": unet, "texture": unet},
         vae=replace(whole.vae, channels=8, norm_groups=8),
         texts={
-            "text_a": replace(whole.texts["text_a"], **text),
-            "text_b": replace(whole.texts["text_b"], **text, projection_dim=24),
+            "text_encoder": replace(whole.texts["text_encoder"], **text),
+            "text_encoder_2": replace(whole.texts["text_encoder_2"], **text, projection_dim=24),
         },
     )
 
@@ -41,7 +42,7 @@ def tensors_of(spec, unet, seed):
     from mindpangu.models.inventory import parts
 
     shapes, tensors = parts(spec), {}
-    for part in (unet, "vae", "text_a", "text_b"):
+    for part in (unet, "vae", "text_encoder", "text_encoder_2"):
         rng = np.random.default_rng(seed if part == unet else 99)
         names = release_names("unet" if part == unet else part, shapes[part])
         for name, shape in shapes[part].items():
@@ -66,10 +67,10 @@ def released(spec, tmp_path_factory):
     return write(folder / LOW, contents["low"]), write(folder / HIGH, contents["high"]), contents
 
 
-def convert(*args, dtype="fp32", shard_bytes=1_000_000, **options):
-    from mindpangu.convert.pangu_draw import convert_release
+def convert(low, high, spec, out, dtype="fp32", shard_bytes=1_000_000, vocabulary=None, said=print):
+    from mindpangu.convert.pangu_draw import convert_pangu_draw
 
-    convert_release(*args, dtype=dtype, shard_bytes=shard_bytes, **options)
+    convert_pangu_draw([low, high], spec, out, ConversionOptions(dtype, shard_bytes, vocabulary), said)
 
 
 def part_of(tensors, part, shapes):
@@ -80,7 +81,7 @@ def part_of(tensors, part, shapes):
 def test_every_weight_arrives_once_and_is_what_it_was(spec, released, tmp_path):
     low, high, contents = released
     convert(low, high, spec, tmp_path)
-    sources = {"texture": "low", "structure": "high", "vae": "low", "text_a": "low", "text_b": "low"}
+    sources = {"texture": "low", "structure": "high", "vae": "low", "text_encoder": "low", "text_encoder_2": "low"}
     for part, which in sources.items():
         path = tmp_path / f"{part}.safetensors"
         verify(path)

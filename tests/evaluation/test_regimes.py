@@ -45,6 +45,6 @@ def test_a_model_is_packed_of_its_trainings_once(regimes):
     for words in packed:
         model = load(words[3], PipelineSpec, changes(words))
         parts = {value.partition("=")[0] for option, value in zip(words, words[1:]) if option == "--part"}
-        assert {*model.experts, "vae", "text_a", "text_b"} == parts
+        assert {*model.experts, "vae", "text_encoder", "text_encoder_2"} == parts
     (regimes.models / "mono-1").mkdir(parents=True)
     assert len([one for one in regimes.commands() if one[:2] == ["zoo", "pack"]]) == len(packed) - 1

@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
     """Narrow models in the folders that the recipes name."""
     runtime.start("CPU")
     from mindpangu.convert.stable_diffusion import convert_controlnet
-    from mindpangu.convert.writer import write_model
+    from mindpangu.convert.writer import ConversionOptions, write_model
     from mindpangu.models.inventory import find_spec, parts
     from mindpangu.text.vocabularies import clip_bpe
 
@@ -43,7 +43,9 @@ def folders(tmp_path_factory):
         build(narrow(family), folder / family)
     for kind in ("canny", "openpose"):
         save_tensors(folder / f"{kind}.safetensors", control_tensors(narrow("sd15")))
-        convert_controlnet(folder / f"{kind}.safetensors", narrow("sd15"), folder / f"sd15-{kind}", "fp32")
+        convert_controlnet(
+            [folder / f"{kind}.safetensors"], narrow("sd15"), folder / f"sd15-{kind}", ConversionOptions("fp32")
+        )
     whole = find_spec("pangu_draw_v3")
     unet = replace(
         whole.unets["structure"], model_channels=16, norm_groups=8, head_dim=8, context_dim=32, vector_dim=40
@@ -56,8 +58,8 @@ def folders(tmp_path_factory):
         unets={"structure": unet, "texture": unet},
         vae=replace(whole.vae, channels=8, norm_groups=8),
         texts={
-            "text_a": replace(whole.texts["text_a"], **text, skip_last=0),
-            "text_b": replace(whole.texts["text_b"], **text, projection_dim=16),
+            "text_encoder": replace(whole.texts["text_encoder"], **text, skip_last=0),
+            "text_encoder_2": replace(whole.texts["text_encoder_2"], **text, projection_dim=16),
         },
     )
     rng, shapes = np.random.default_rng(0), parts(spec)
@@ -65,9 +67,8 @@ def folders(tmp_path_factory):
     def read(part, name):
         return (0.1 * rng.standard_normal(shapes[part][name])).astype(np.float32)
 
-    write_model(
-        spec, shapes, read, {}, folder / "pangu_draw_v3", "fp32", 10**9, dict.fromkeys(spec.texts, clip_bpe()), print
-    )
+    tokenizers = dict.fromkeys(spec.texts, clip_bpe())
+    write_model(spec, shapes, read, {}, folder / "pangu_draw_v3", ConversionOptions("fp32"), tokenizers, print)
     return folder
 
 

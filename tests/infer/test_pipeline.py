@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindpangu import zoo
 from mindpangu.data.lexicon import nouns
 from mindpangu.data.phrases import FRAMES
 from mindpangu.errors import UserError
@@ -163,18 +165,31 @@ def test_every_character_of_a_caption_is_drawn():
         (lambda f: (f / "vae.safetensors").write_bytes(b"x"), "vae.safetensors: size check failed"),
         (lambda f: _flip_last_byte(f / "texture.safetensors"), "texture.safetensors: SHA-256 check failed"),
         (lambda f: (f / "structure.json").unlink(), "structure.json: no such file"),
-        (lambda f: (f / "tokenizer_a.json").unlink(), "tokenizer_a.json: no such file"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
         (lambda f: (f / "model.json").write_text("{}"), "model.json: name: missing"),
     ],
 )
 def test_a_damaged_model_names_the_file_and_the_check(model_folder, tmp_path, damage, words):
-    import shutil
-
     copy = tmp_path / "model"
     shutil.copytree(model_folder, copy)
     damage(copy)
     with pytest.raises(UserError, match=words):
         PanGuDraw.from_pretrained(copy)
+
+
+def test_a_folder_of_old_names_draws_the_same(model_folder, pipeline, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model_folder, copy)
+    for part, old in zoo.OLD_FILES.items():
+        for path in copy.glob(f"{part}.*"):
+            path.rename(path.with_name(old + path.suffix))
+    described = json.loads((copy / "model.json").read_text())
+    described["towers"] = [zoo.OLD_FILES[encoder] for encoder in described.pop("text_encoders")]
+    described["told"] = described.pop("added_cond")
+    (copy / "model.json").write_text(json.dumps(described))
+    options = {"steps": 2, "seed": 3}
+    again = PanGuDraw.from_pretrained(copy)("a fox", **options)[0]
+    np.testing.assert_array_equal(again.latents, pipeline("a fox", **options)[0].latents)
 
 
 def _flip_last_byte(path):

@@ -11,6 +11,7 @@ import pytest
 from mindpangu import runtime
 from mindpangu.checkpoint.ldm import BUFFERS, release_names
 from mindpangu.errors import UserError
+from mindpangu.spec import TEXT_ENCODERS
 
 MANIFEST = Path(__file__).parents[1] / "data" / "pangu_v3_manifest.json.gz"  # [name, shape, dtype] of a released file
 
@@ -29,9 +30,9 @@ def test_every_parameter_of_the_release_has_its_place_and_none_is_left_over(rele
         theirs = {name: tuple(shape) for name, shape, _ in json.load(file)}
     assert len(theirs) == 2500
     placed = {}
-    for part, shapes in (("unet", unet), ("vae", "vae"), ("text_a", "text_a"), ("text_b", "text_b")):
-        names = release_names(part, released[shapes])
-        placed.update({names[name]: shape for name, shape in released[shapes].items()})
+    for part in (unet, "vae", *TEXT_ENCODERS):
+        names = release_names("unet" if part == unet else part, released[part])
+        placed.update({names[name]: shape for name, shape in released[part].items()})
     assert {name: shape for name, shape in theirs.items() if name not in BUFFERS} == placed
     assert set(BUFFERS) <= set(theirs)
 

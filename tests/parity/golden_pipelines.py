@@ -23,7 +23,7 @@ from mindpangu.checkpoint.diffusers import diffusers_places, unet_config  # noqa
 from mindpangu.checkpoint.name_map import Place  # noqa: E402
 from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
 from mindpangu.convert.to_diffusers import export_diffusers  # noqa: E402
-from mindpangu.convert.writer import write_model  # noqa: E402
+from mindpangu.convert.writer import ConversionOptions, write_model  # noqa: E402
 from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
 from mindpangu.spec import ControlNetSpec, ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
@@ -39,7 +39,7 @@ PROMPTS, NEGATIVE = ("a red bus, one", "一只狐狸"), "blurry"
 SIZE, FACTOR, STEPS, GUIDANCE, SEED, STRENGTH = 64, 8, 4, 3.0, 5, 0.5
 EVERY = 2  # pixels kept in the file, each way
 SIZE_DIM, PROJECTION = 8, 16
-WIDTHS = {"text_a": 32, "text_b": 48}
+WIDTHS = {"text_encoder": 32, "text_encoder_2": 48}
 
 
 def narrow(family: str) -> ModelSpec:
@@ -78,21 +78,20 @@ def build(spec: ModelSpec, out: Path, tokenizer: Optional[Tokenizer] = None) -> 
         return value_of(places[part][name], shapes[part][name])
 
     tokenizers = dict.fromkeys(spec.texts, tokenizer or clip_bpe())
-    write_model(spec, shapes, read, {}, out, "fp32", 10**9, tokenizers, lambda line: None)
+    write_model(spec, shapes, read, {}, out, ConversionOptions("fp32"), tokenizers, lambda line: None)
 
 
 def single_file(folder: Path, path: Path) -> None:
     """The model of a folder as its family's single file."""
     spec, tensors = spec_of(folder), {}
-    open_clip_a = spec.pipeline.name.startswith("sd2")
-    prefixes = {
-        "text_a": "cond_stage_model.model."
-        if open_clip_a
-        else "cond_stage_model.transformer.text_model."
-        if spec.pipeline.added_cond == "none"
-        else "conditioner.embedders.0.transformer.text_model.",
-        "text_b": "conditioner.embedders.1.model." if "text_a" in spec.texts else "conditioner.embedders.0.model.",
-    }
+    stable_diffusion_2 = spec.pipeline.name.startswith("sd2")
+    prefixes = {"text_encoder_2": f"conditioner.embedders.{int('text_encoder' in spec.texts)}.model."}
+    if stable_diffusion_2:
+        prefixes["text_encoder"] = "cond_stage_model.model."
+    elif spec.pipeline.added_cond == "none":
+        prefixes["text_encoder"] = "cond_stage_model.transformer.text_model."
+    else:
+        prefixes["text_encoder"] = "conditioner.embedders.0.transformer.text_model."
     for part in spec.parts:
         weights = load_tensors(folder / f"{part}.safetensors")
         if part in spec.texts:
@@ -100,9 +99,9 @@ def single_file(folder: Path, path: Path) -> None:
         else:
             places = ldm.net_places(ldm.VAE if part == "vae" else ldm.UNET, weights)
         tensors.update(_joined(places, weights))
-    if open_clip_a:  # the file has one layer more than is used
+    if stable_diffusion_2:  # the file has one layer more than is used
         last = {n.replace(".2.", ".3."): v for n, v in tensors.items() if ".resblocks.2." in n}
-        width = spec.texts["text_a"].width
+        width = spec.texts["text_encoder"].width
         tensors.update(last)
         tensors["cond_stage_model.model.text_projection"] = draw("unused", (width, width))
     tensors["alphas_cumprod"] = np.ones(1000, np.float32)
@@ -177,10 +176,10 @@ def lora_tensors(spec: ModelSpec, form: str) -> dict[str, np.ndarray]:
     shapes = parts(spec)
     places, tensors, rank = diffusers_places(spec, shapes), {}, 4
     prefixes = {
-        "kohya": {"unet": "lora_unet_", "text_a": "lora_te1_" if "text_b" in spec.texts else "lora_te_"},
-        "peft": {"unet": "unet.", "text_a": "text_encoder."},
+        "kohya": {"unet": "lora_unet_", "text_encoder": "lora_te1_" if "text_encoder_2" in spec.texts else "lora_te_"},
+        "peft": {"unet": "unet.", "text_encoder": "text_encoder."},
     }[form]
-    prefixes["text_b"] = {"kohya": "lora_te2_", "peft": "text_encoder_2."}[form]
+    prefixes["text_encoder_2"] = {"kohya": "lora_te2_", "peft": "text_encoder_2."}[form]
     chosen = ("to_q", "to_v", "to_out.0", "ff.net.2", "q_proj", "out_proj", "fc1") + (
         ("conv1",) if form == "peft" else ()
     )

@@ -13,6 +13,7 @@ from PIL import Image
 from mindpangu import runtime
 from mindpangu.checkpoint import ldm
 from mindpangu.checkpoint.store import load_tensors, save_tensors
+from mindpangu.convert.writer import ConversionOptions
 from mindpangu.errors import UserError
 from tests.parity.golden_pipelines import (
     CONTROL,
@@ -57,9 +58,9 @@ def folders(tmp_path_factory):
 
 
 def convert(source, spec, out):
-    from mindpangu.convert.stable_diffusion import convert_family
+    from mindpangu.convert.stable_diffusion import convert_stable_diffusion
 
-    convert_family(source, spec, out, "fp32", 10**9)
+    convert_stable_diffusion([source], spec, out, ConversionOptions("fp32"))
 
 
 def assert_same(spec, one, other):
@@ -148,7 +149,7 @@ def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypa
     spec, ours, _ = folders[family]
     (tmp_path / "folder").mkdir()
     save_tensors(tmp_path / "folder" / "diffusion_pytorch_model.safetensors", control_tensors(spec))
-    convert_controlnet(tmp_path / "folder", spec, tmp_path / "control", "fp32")
+    convert_controlnet([tmp_path / "folder"], spec, tmp_path / "control", ConversionOptions("fp32"))
     weights = load_tensors(tmp_path / "control" / "controlnet.safetensors")
     single = {
         name: value
@@ -156,7 +157,7 @@ def test_a_controlnet_steers_as_in_diffusers(folders, family, tmp_path, monkeypa
         for name, value in place.write(weights[one]).items()
     }
     save_tensors(tmp_path / "one.safetensors", single)
-    convert_controlnet(tmp_path / "one.safetensors", spec, tmp_path / "again", "fp32")
+    convert_controlnet([tmp_path / "one.safetensors"], spec, tmp_path / "again", ConversionOptions("fp32"))
     again = load_tensors(tmp_path / "again" / "controlnet.safetensors")
     assert all(np.array_equal(again[name], value) for name, value in weights.items())
     Image.fromarray(source_picture()).save(tmp_path / "hint.png")

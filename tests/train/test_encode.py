@@ -20,6 +20,7 @@ from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.shards import Shard, find, write
 from mindpangu.errors import UserError
 from mindpangu.images import to_model
+from mindpangu.spec import TEXT_ENCODERS
 from mindpangu.train.config import TrainConfig
 from tests.tiny import SAMPLE, STYLES, training
 from tests.train.test_loop import states
@@ -71,10 +72,9 @@ def test_latents_and_features_are_those_of_the_parts(runs, shards, encoded):
     from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 
     vae = load_vae(runs / "vae" / "vae.safetensors")
-    text_encoders = ("text_a", "text_b")
     conditioner, tokenizers = (
-        load_conditioner(runs / "clip", text_encoders, 8),
-        load_tokenizers(runs / "clip", text_encoders),
+        load_conditioner(runs / "clip", TEXT_ENCODERS, 8),
+        load_tokenizers(runs / "clip", TEXT_ENCODERS),
     )
     shard, tensors = Shard(shards / "00001.tar"), load_tensors(encoded / "00001.safetensors")
     seen = dict.fromkeys(SIZES, 0)
@@ -178,8 +178,8 @@ def test_the_loss_is_that_of_the_words_themselves(runs, encoded, tmp_path):
     task = make_task(generator(runs, encoded, tmp_path / "run", diffusion={"caption_dropout": 1.0}))
     *noisy, context, vector = task.batch(0, 4)
     size, _ = task.epochs[0].batch(0)
-    told = load_tokenizers(runs / "clip", ("text_a", "text_b"))
-    words = DiffusionLoss(task.loss_net.unet, load_conditioner(runs / "clip", ("text_a", "text_b"), 8), "v")
+    told = load_tokenizers(runs / "clip", TEXT_ENCODERS)
+    words = DiffusionLoss(task.loss_net.unet, load_conditioner(runs / "clip", TEXT_ENCODERS, 8), "v")
     ids = [tokenizer([""] * 4) for tokenizer in told]
     index = np.full((4, 1), SIZES.index(size), np.float32)
     from_file = task.loss_net(*map(Tensor, (*noisy, context, vector))).asnumpy()
@@ -252,7 +252,7 @@ def test_what_a_shard_holds_is_in_the_key_and_other_files_are_not_read(runs, enc
                 tmp_path / "shards" / f"0000{number}.tar", [("a", {"png": picture.getvalue(), "txt": caption.encode()})]
             )
         encode(find(str(tmp_path / "shards" / "*.tar")), encoding(runs), tmp_path / "out", lambda count: None)
-        (key,) = [k for k in load_tensors(tmp_path / "out" / "00000.safetensors") if k.endswith("ids.text_b")]
+        (key,) = [k for k in load_tensors(tmp_path / "out" / "00000.safetensors") if k.endswith("ids.text_encoder_2")]
         return load_tensors(tmp_path / "out" / "00000.safetensors")[key]
 
     first = encode_captions(["a red fox", "a blue bus"])

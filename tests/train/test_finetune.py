@@ -143,7 +143,8 @@ def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folde
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.models.loading import load_conditioner
     from mindpangu.models.lora import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
-    from mindpangu.train.diffusion import TEXT_ENCODERS, text_encoder_specs
+    from mindpangu.spec import TEXT_ENCODERS
+    from mindpangu.train.diffusion import text_encoder_specs
 
     monkeypatch.setenv("MINDPANGU_CPU_OPS", "fp32")
     learned = load_tensors(told / "both" / "lora.safetensors")
@@ -246,9 +247,8 @@ def test_the_files_names_are_those_that_diffusers_has_read(monkeypatch):
     }
 
 
-def test_the_towers_names_are_those_that_diffusers_has_read():
+def test_the_text_encoders_names_are_those_that_diffusers_has_read():
     """Of SDXL's two text encoders, the second one's queries, keys and values packed in ours."""
-    from mindpangu.checkpoint.diffusers import TEXT_ENCODERS
     from mindpangu.models.clip import text_encoder
     from mindpangu.models.lora import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
     from tests.parity.golden_pipelines import lora_tensors, narrow
@@ -257,9 +257,7 @@ def test_the_towers_names_are_those_that_diffusers_has_read():
     for name, text in spec.texts.items():
         encoder = text_encoder(text)
         adapt(encoder, TEXT_ENCODER_LAYERS, 4, 4.0, "all")
-        file.update(
-            text_encoder_file(text, {p.name: p.asnumpy() for p in encoder.trainable_params()}, 1.0, TEXT_ENCODERS[name])
-        )
+        file.update(text_encoder_file(text, {p.name: p.asnumpy() for p in encoder.trainable_params()}, 1.0, name))
     read = {k: v.shape for k, v in lora_tensors(spec, "peft").items() if k.startswith("text_encoder")}
     assert {name.partition(".")[0] for name in read} == {"text_encoder", "text_encoder_2"}
     assert {name: file[name].shape for name in read} == read
