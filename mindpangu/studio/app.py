@@ -28,15 +28,16 @@ from mindpangu.config import load
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.infer.coop import CoopConfig, CoopDraw
-from mindpangu.infer.drawing import BatchState, Drawing, OnStep
+from mindpangu.infer.drawing import BatchState, Drawing
 from mindpangu.infer.image_file import encoded, parameters, read_settings
 from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.request import OPTION_NAMES
-from mindpangu.studio.worker import Job, Preview, Worker
+from mindpangu.studio.worker import Job, Preview, Watch, Worker
 
 MAX_TEXT, MAX_SEED = 1000, 2**32 - 1
 KEPT = 24  # pictures of a visitor's history
+UNREAD = 16  # messages that a visitor has not fetched; who has more has gone
 WARM_STEPS = 3  # enough for each expert's turn
 STARTED = "drawing; what is new in shape is compiled first · 绘制中；新的形状需先编译"
 
@@ -61,7 +62,7 @@ def open_models(model: str, recipe: Path, device: str) -> Opened:
     return Opened(pipeline, CoopDraw(config, device, {model: pipeline}))
 
 
-def warm_up(models: Opened, _: OnStep) -> list[Drawing]:
+def warm_up(models: Opened, _: Watch) -> list[Drawing]:
     """Compile what a first drawing needs, or take it from the disk."""
     pipeline, together = models.pipeline, models.together
     lines = [_dot()] if together.looks else []
@@ -82,6 +83,7 @@ class Studio:
         self.worker: Worker[Opened] = Worker(lambda: open_models(model, recipe, device))
         self.models = self.worker.models()
         self._jobs: dict[str, Job[Opened]] = {}  # a visitor's, under way
+        self.unread: Callable[[str], int] = lambda session: 0  # how many messages a visitor has not fetched
         self._folder = tempfile.TemporaryDirectory(prefix="mindpangu-studio-")
         self.worker.draw(warm_up)
 
@@ -93,8 +95,16 @@ class Studio:
         `fields`: the first tab's, those that are options of a drawing by their names in `SamplingOptions`.
         """
 
-        def work(models: Opened, on_step: OnStep) -> list[Drawing]:
-            return models.pipeline(prompt, **options, seed=seed, n=fields["n"], init_image=init_image, on_step=on_step)
+        def work(models: Opened, watch: Watch) -> list[Drawing]:
+            drawn: list[Drawing] = []
+            asked = {**options, "seed": seed, "n": fields["n"], "init_image": init_image}
+            # One by one: graphs are compiled for each number of pictures that are drawn together.
+            request = models.pipeline.asked(prompt, **asked, batch=1)
+            for one in models.pipeline.draw(request, None, lambda state: watch(state, [one.image for one in drawn])):
+                drawn.append(one)
+                if "stopped_after" in one.settings:
+                    break
+            return drawn
 
         with _refusing():
             prompt, seed = _text(fields["prompt"]), _seed(fields)
@@ -109,13 +119,13 @@ class Studio:
     ) -> Iterator[tuple[Any, ...]]:
         """By the recipe's members, looking at the visitor's lines; the field `share` is the paper's d."""
 
-        def work(models: Opened, on_step: OnStep) -> list[Drawing]:
+        def work(models: Opened, watch: Watch) -> list[Drawing]:
             together = models.together
             output = together.config.output
             (other, influence), *rest = together.config.weights[output].items()
             row = {other: replace(influence, share=fields["share"]), **dict(rest)}
             weights = {**together.config.weights, output: row}
-            return together([prompt], lines=drawn, weights=weights, steps=fields["steps"], seed=seed, on_step=on_step)
+            return together([prompt], lines=drawn, weights=weights, steps=fields["steps"], seed=seed, on_step=watch)
 
         with _refusing():
             prompt, seed, lines = _text(fields["prompt"]), _seed(fields), fields["lines"]
@@ -143,6 +153,8 @@ class Studio:
         try:
             with _refusing():
                 for event in job:
+                    if self.unread(session) > UNREAD:
+                        job.stop()
                     seconds = time.monotonic() - started
                     if isinstance(event, Preview):
                         first = seconds if math.isnan(first) else first
@@ -153,8 +165,8 @@ class Studio:
                         files = [encoded(one) for one in event]
                         history = self._remembered(files, prompt, history)
                         line = f"{seconds:.1f} s; first preview · 首次预览 {first:.2f} s; seed · 种子 {seed}"
-                        if "stopped_after" in event[0].settings:
-                            line = f"stopped after step · 停在第 {event[0].settings['stopped_after']} 步; {line}"
+                        if "stopped_after" in event[-1].settings:
+                            line = f"stopped after step · 停在第 {event[-1].settings['stopped_after']} 步; {line}"
                         pictures = pictures_html([_url(one, "png") for one in files], prompt)
                         yield pictures, line, seed, history, gr.Gallery(history, selected_index=None)
         finally:

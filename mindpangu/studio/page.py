@@ -6,6 +6,7 @@ Needs the extra `studio`. Nothing on the server's disk but pictures drawn or sen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import gradio as gr
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MAX_STEPS, MAX_PICTURES = 100, 4
 MAX_BODY = 32_000_000  # bytes of a request: two pictures of a canvas, as text
 MAX_UPLOAD, MAX_PIXELS = "10mb", 4096 * 4096
+MAX_UPLOADS = 1_000_000_000  # bytes of all visitors' files together
 CANVAS, SHEET = (512, 512), (256, 256)  # of the first tab, and for lines: the larger, the longer a browser sends it
 KEEP_FILES = (3600, 24 * 3600)  # seconds: look for files to delete every so often, delete those as old as this
 
@@ -38,6 +40,7 @@ def build(studio: Studio) -> gr.Blocks:
     """All of it, each button tied to what the studio does."""
     spec = studio.models.pipeline.spec
     with gr.Blocks(title=HEAD, analytics_enabled=False, delete_cache=KEEP_FILES) as page:
+        studio.unread = lambda session: _unread(page, session)
         history, chosen = gr.State([], delete_callback=studio.forget), gr.State(None)
         gr.Markdown(f"# {HEAD}\n{spec.name}: 用中文或英文描述要画的图 · say in Chinese or English what to draw")
         with gr.Row():
@@ -84,6 +87,11 @@ def build(studio: Studio) -> gr.Blocks:
         )
         start.click(studio.onto_canvas, chosen, words["canvas"], queue=False, api_visibility="private")
     return page
+
+
+def _unread(page: gr.Blocks, session: str) -> int:
+    messages = page._queue.pending_messages_per_session.get(session)
+    return 0 if messages is None else int(messages.qsize())
 
 
 def _by_name(draw: Callable[..., Iterator[Any]], fields: Mapping[str, Any], history: gr.State) -> Callable:
@@ -146,17 +154,22 @@ def _coop_tab(together: CoopDraw) -> tuple[dict[str, Any], gr.Button]:
 
 
 class BodyLimit:
-    """ASGI: a request of more than MAX_BODY bytes is answered with 413, and not read to its end."""
+    """ASGI: a request of more than MAX_BODY bytes is answered with 413, and not read to its end.
 
-    def __init__(self, app: Callable) -> None:
-        self.app = app
+    So is an upload while the folder of uploads holds MAX_UPLOADS bytes: with 507.
+    """
+
+    def __init__(self, app: Callable, uploads: Path) -> None:
+        self.app, self.uploads = app, uploads
 
     async def __call__(self, scope: Any, receive: Callable, send: Callable) -> None:
         """Serve one request."""
         said = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if scope["type"] == "http" and (not said.isdigit() or int(said) > MAX_BODY):
-            await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
-            await send({"type": "http.response.body", "body": f"at most {MAX_BODY} bytes are read".encode()})
+            await _refuse(send, 413, f"at most {MAX_BODY} bytes are read")
+            return
+        if scope.get("path", "").endswith("/upload") and _bytes_in(self.uploads) > MAX_UPLOADS:
+            await _refuse(send, 507, "the folder of uploads is full; try again later")
             return
         seen = 0
 
@@ -167,6 +180,15 @@ class BodyLimit:
             return message if seen <= MAX_BODY else {"type": "http.disconnect"}  # longer than it said
 
         await self.app(scope, counted, send)
+
+
+async def _refuse(send: Callable, status: int, line: str) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": line.encode()})
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def serve(page: gr.Blocks, host: str, port: int, waiting: int, auth: Optional[tuple[str, str]] = None) -> str:
@@ -192,7 +214,7 @@ def serve(page: gr.Blocks, host: str, port: int, waiting: int, auth: Optional[tu
             ssr_mode=False,
             css=CSS,
             auth=auth,
-            app_kwargs={"middleware": [Middleware(BodyLimit)]},
+            app_kwargs={"middleware": [Middleware(BodyLimit, uploads=Path(page.GRADIO_CACHE))]},
         )
     except OSError as error:
         raise UserError(f"{host}:{port}: the page cannot be served there ({error}); choose another --port") from None

@@ -5,23 +5,32 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Optional, TypeVar, Union
+from typing import Generic, Optional, Protocol, TypeVar, Union
 
 from PIL import Image
 
-from mindpangu.infer.drawing import BatchState, Drawing, OnStep
+from mindpangu.infer.drawing import BatchState, Drawing
 
 PREVIEW_EVERY = 0.2  # seconds, at least, between previews: each decodes the latents
 
 Models = TypeVar("Models")
-Work = Callable[[Models, OnStep], list[Drawing]]
+
+
+class Watch(Protocol):
+    """A pipeline's `on_step` that also takes the pictures that are finished."""
+
+    def __call__(self, state: BatchState, finished: Sequence[Image.Image] = ()) -> Optional[bool]:
+        """False: end the batch here."""
+
+
+Work = Callable[[Models, Watch], list[Drawing]]
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What the pictures are predicted to be after `step` of `steps` steps."""
+    """The finished pictures, and what others are predicted to be after `step` of `steps` steps."""
 
     step: int
     steps: int
@@ -53,15 +62,15 @@ class Job(Generic[Models]):
     def run(self, models: Models) -> None:
         """Do it, in this thread."""
         try:
-            self._events.put(self.work(models, self._on_step))
+            self._events.put(self.work(models, self._watch))
         except Exception as error:  # the thread that waits for it is to know
             self._events.put(error)
 
-    def _on_step(self, state: BatchState) -> Optional[bool]:
+    def _watch(self, state: BatchState, finished: Sequence[Image.Image] = ()) -> Optional[bool]:
         if self._stopped.is_set():
             return False
         if time.monotonic() - self._shown >= PREVIEW_EVERY:
-            self._events.put(Preview(state.step + 1, state.steps, state.pictures))
+            self._events.put(Preview(state.step + 1, state.steps, [*finished, *state.pictures]))
             self._shown = time.monotonic()
         return None
 
@@ -84,7 +93,7 @@ class Worker(Generic[Models]):
         return opened
 
     def draw(self, work: Work[Models]) -> Job[Models]:
-        """Have it done when what was asked before is done. work(models, on_step): on_step is the pipelines'."""
+        """Have it done when what was asked before is done. work(models, watch): watch is the pipelines' on_step."""
         job = Job(work)
         self._jobs.put(job)
         return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -296,12 +297,49 @@ def test_the_queue_has_an_end(address):
     assert 1 <= len(full) <= 4 and all(answer.startswith("503") and "full" in answer for answer in full)
 
 
+def test_who_never_listens_is_not_drawn_for(address):
+    config = json.loads(urllib.request.urlopen(f"{address}/config", timeout=10).read())
+    absent = joined(address, config, "draw", {"prompt": "a fox", "steps": 100, "n": 4})
+    assert succeeds(called(address, config, "draw", {"prompt": "a fox", "steps": 1}))
+    assert "stopped after step" in answers_to(address, absent)
+
+
+def test_uploads_have_a_total(tmp_path, monkeypatch):
+    from mindpangu.studio import page
+
+    monkeypatch.setattr(page, "MAX_UPLOADS", 10)
+    (tmp_path / "visitor").mkdir()
+
+    def upload():
+        said = []
+
+        async def send(message):
+            said.append(message)
+
+        async def app(scope, receive, send):
+            await send({"status": 200})
+
+        scope = {"type": "http", "path": "/gradio_api/upload", "headers": ()}
+        asyncio.run(page.BodyLimit(app, tmp_path)(scope, None, send))
+        return said[0]["status"]
+
+    (tmp_path / "visitor" / "a.png").write_bytes(bytes(10))
+    assert upload() == 200
+    (tmp_path / "visitor" / "b.png").write_bytes(bytes(1))
+    assert upload() == 507
+
+
 def succeeds(answers):
     return '"success":false' not in answers.replace(" ", "") and "process_completed" in answers
 
 
 def called(address, config, button, changes):
     """Press a button as a program would, with the page's values but for some; the server's answers as text."""
+    return answers_to(address, joined(address, config, button, changes))
+
+
+def joined(address, config, button, changes):
+    """The session of a visitor who has pressed, and does not listen yet."""
     names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
     press = next(d for d in config["dependencies"] if any(names[t[0]] == button for t in d["targets"]))
     values = {c["id"]: c["props"].get("value") for c in config["components"]}
@@ -312,8 +350,12 @@ def called(address, config, button, changes):
     headers = {"Content-Type": "application/json"}
     asked = urllib.request.Request(f"{address}/gradio_api/queue/join", json.dumps(body).encode(), headers)
     urllib.request.urlopen(asked, timeout=10).read()
-    answers = ""
-    url = f"{address}/gradio_api/queue/data?session_hash={body['session_hash']}"
+    return body["session_hash"]
+
+
+def answers_to(address, session):
+    """What the server says to a visitor, to its end."""
+    answers, url = "", f"{address}/gradio_api/queue/data?session_hash={session}"
     with urllib.request.urlopen(url, timeout=60) as events:
         for line in events:
             answers += line.decode()
