@@ -1,7 +1,8 @@
 """The AscendC flash attention as MindSpore calls it. Needs its operator package installed; never run on an NPU.
 
-What is checked without one: MindSpore's code generator accepts both registrations, and `gradients` is right with any
-backward operator that is (tests/ascend_kernels/test_package.py).
+What is checked without one: MindSpore's code generator accepts both registrations, and in graph mode, at jit_level O0
+and O1, the operators are compiled, called and differentiated on a CPU with a library that stands for the package
+(tests/ascend_kernels/test_package.py).
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from mindspore import dtype as mstype
 from mindspore.ops import CustomRegOp, DataType
 
 FORWARD, BACKWARD = "aclnnMindpanguFlashAttention", "aclnnMindpanguFlashAttentionGrad"
-VENDOR = "mindpangu"
+VENDOR, HEADER = "mindpangu", "aclnn_mindpangu_flash_attention.h"
 
 
 def installed() -> bool:
-    """Whether the operator package lies where CANN looks for such."""
+    """Whether the operator package lies where CANN looks for such; MindSpore has put its own there, too."""
     folders = [Path(path) for path in os.environ.get("ASCEND_CUSTOM_OPP_PATH", "").split(os.pathsep) if path]
     if "ASCEND_OPP_PATH" in os.environ:
         folders.append(Path(os.environ["ASCEND_OPP_PATH"]) / "vendors" / VENDOR)
-    return any((folder / "op_api").is_dir() for folder in folders)
+    return any((folder / "op_api" / "include" / HEADER).is_file() for folder in folders)
 
 
 def registration(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], floats: tuple[str, ...]) -> Any:
@@ -66,8 +67,12 @@ def gradients(
 
 
 @cache
-def operator() -> Any:
-    """(q (N, S, H·D), k, v (N, T, H·D), heads, scale, causal) -> (o (N, S, H·D), lse (N, H, S) float32)."""
+def operator(heads: int, scale: float, causal: bool) -> Any:
+    """(q (N, S, H·D), k, v (N, T, H·D), heads, scale, causal) -> (o (N, S, H·D), lse (N, H, S) float32).
+
+    The shape functions of `ops.Custom` see shapes alone, so there is an operator for each `heads`, `scale` and
+    `causal`, told apart by attributes; its calls must give the same three.
+    """
     backward = ops.Custom(
         BACKWARD,
         lambda q, k, v, grad, lse, delta, heads, scale, causal: (q, k, v),
@@ -76,15 +81,18 @@ def operator() -> Any:
         reg_info=backward_registration(),
     )
 
-    def bprop(q, k, v, heads, scale, causal, out, dout):
+    def bprop(q, k, v, heads_, scale_, causal_, out, dout):
         dq, dk, dv = gradients(backward, q, k, v, heads, scale, causal, out, dout)
-        return dq, dk, dv, ops.zeros_like(heads), ops.zeros_like(scale), ops.zeros_like(causal)
+        return dq, dk, dv, None, None, None
 
-    return ops.Custom(
+    forward = ops.Custom(
         FORWARD,
-        lambda q, k, v, heads, scale, causal: (q, [q[0], heads, q[1]]),
-        lambda q, k, v, heads, scale, causal: (q, mstype.float32),
+        lambda q, k, v, *attributes: (q, [q[0], heads, q[1]]),
+        lambda q, k, v, *attributes: (q, mstype.float32),
         func_type="aot",
         bprop=bprop,
         reg_info=forward_registration(),
     )
+    for made in (forward, backward):
+        made.add_prim_attr("settings", f"{heads} heads, {scale}, {causal}")
+    return forward

@@ -95,7 +95,7 @@ def backward_plan(width: int, rows: int, columns: int, sums: int) -> Plan:
     d, half = up(width, FRACTAL), first_half(rows)
     wide, vector = max(d, columns), up(max(half, columns), BLOCK)
     return Plan(
-        l1=2 * (2 * rows * d + 2 * 2 * columns * d + sums * 2 * rows * columns),
+        l1=2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),
         l0a=2 * 2 * rows * wide,
         l0b=2 * 2 * columns * d,
         l0c=2 * 4 * rows * columns + sums * 4 * rows * d,

@@ -129,6 +129,21 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def little_memory():
+    """A module whose tests together take less than 1 GB at their peak."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew, see proc(5)
+    before = _resident("VmRSS")
+    yield
+    assert _resident("VmHWM") - before < 1_000_000
+
+
+def _resident(which: str) -> int:
+    """Kilobytes, of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which))
+
+
 @pytest.fixture()
 def uncompiled():
     """A test without graphs."""

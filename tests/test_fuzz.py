@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +20,17 @@ from PIL import Image, PngImagePlugin
 from mindpangu.checkpoint.store import read_card, save_tensors
 from mindpangu.checkpoint.tensor_files import TensorFiles, folder_files
 from mindpangu.config import load
+from mindpangu.convert.stable_diffusion import convert_controlnet
+from mindpangu.convert.writer import ConversionOptions
 from mindpangu.data.shards import BadSampleError, Shard, captions_of, write
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopConfig
 from mindpangu.infer.image_file import read_settings
 from mindpangu.train.config import TrainConfig
+from tests.parity.golden_pipelines import control_tensors, narrow
 from tests.tiny import training
+
+pytestmark = pytest.mark.usefixtures("little_memory")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,7 @@ def whole(tmp_path_factory):
     Image.new("RGB", (4, 4)).save(picture, "PNG", pnginfo=info)
     write(folder / "a.tar", [("a", {"png": picture.getvalue(), "txt": b"a fox", "json": b'{"caption": "x"}'})])
     save_tensors(folder / "a.safetensors", {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float16)})
+    save_tensors(folder / "control.safetensors", control_tensors(narrow("sd15")))
     recipe = {
         "members": {"a": {"model": "x"}, "b": {"model": "y"}},
         "output": "a",
@@ -44,6 +52,7 @@ def whole(tmp_path_factory):
         "picture": picture.getvalue(),
         "tar": (folder / "a.tar").read_bytes(),
         "tensors": (folder / "a.safetensors").read_bytes(),
+        "controlnet": (folder / "control.safetensors").read_bytes(),
         "training": yaml.safe_dump(training("vae", folder)).encode(),
         "recipe": yaml.safe_dump(recipe).encode(),
         "card": json.dumps({"sha256": "0", "bytes": 3, "spec": {"z_channels": 4}, "shards": {"a": {}}}).encode(),
@@ -74,6 +83,11 @@ def read_caption(path):
         assert "\n" not in str(error)
 
 
+def read_controlnet(path):
+    with tempfile.TemporaryDirectory() as out:
+        convert_controlnet([path], narrow("sd15"), Path(out), ConversionOptions("fp32"))
+
+
 READERS = {
     "picture": ("a.png", read_settings),
     "tar": ("a.tar", read_tar),
@@ -81,16 +95,18 @@ READERS = {
     "training": ("a.yaml", lambda path: load(path, TrainConfig)),
     "recipe": ("a.yaml", lambda path: load(path, CoopConfig)),
     "card": ("a.json", read_card),
+    "controlnet": ("a.safetensors", read_controlnet),
     "index": ("model.safetensors.index.json", lambda path: folder_files(path.parent, "model")),
     "caption": ("a.json", read_caption),
 }
+SLOW = {"controlnet": 60}  # examples of a reader that takes long
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_damaged_files_are_read_or_refused_in_one_line(kind, whole, tmp_path):
     name, read = READERS[kind]
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=SLOW.get(kind, 300), deadline=None)
     @given(st.data())
     def tried(data):
         content = bytearray(whole[kind])

@@ -17,6 +17,8 @@ from mindpangu.errors import UserError
 from mindpangu.images import MAX_PIXELS, on_white, opened, parse_size, read_picture
 from mindpangu.infer.init_image import InitImage, same_shape
 
+pytestmark = pytest.mark.usefixtures("little_memory")
+
 
 def content(picture: Image.Image, form: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()

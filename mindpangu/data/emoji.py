@@ -7,9 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Optional
 
+from mindpangu.checkpoint.store import write_atomically
 from mindpangu.data import manifest
 from mindpangu.data.sources import NAMES_PACKAGE, STYLES, Reader, fetch_npm, open_style, plain_code
 from mindpangu.errors import UserError
@@ -140,7 +142,7 @@ def build(
     if not built:
         raise UserError(f"no picture could be built: {'; '.join(report.missing) or 'no style was asked for'}")
     manifest.write(assign_splits(built), out / "manifest.jsonl")
-    (out / "missing.txt").write_text("".join(f"{line}\n" for line in report.missing), encoding="utf-8")
+    write_atomically(out / "missing.txt", "".join(f"{line}\n" for line in report.missing).encode())
     return report
 
 
@@ -154,9 +156,9 @@ def _build_one(
             if picture is None:
                 report.missing.append(f"{file}: '{concept.name['en']}' does not exist in this style")
                 return None
-            part = (out / file).with_suffix(".part")
-            picture.save(part, format="PNG")
-            part.replace(out / file)
+            content = BytesIO()
+            picture.save(content, format="PNG")
+            write_atomically(out / file, content.getvalue())
     except (OSError, ValueError, UserError) as error:
         report.missing.append(f"{file}: unreadable in its package ({' '.join(str(error).split())})")
         return None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional
 
+from mindpangu.checkpoint.store import write_atomically
 from mindpangu.errors import UserError
 
 SPLITS = ("train", "heldout")
@@ -34,12 +35,9 @@ class Record:
 
 
 def write(records: Iterable[Record], path: Path) -> None:
-    """Write the manifest in one go (temporary file, then rename)."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-    part.replace(path)
+    """Write the manifest, whole or not at all. Raises: UserError."""
+    lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
+    write_atomically(path, "".join(lines).encode())
 
 
 def read(folder: Path, styles: Optional[Iterable[str]] = None, groups: Optional[Iterable[str]] = None) -> list[Record]:

@@ -62,7 +62,8 @@ def attention(
     """
     back_end = _ascend_back_end()
     if back_end == "mindpangu" and forbidden is None:
-        return _kernel()(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal)[0].astype(q.dtype)
+        kernel = _kernel(heads, scale, causal)
+        return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal)[0].astype(q.dtype)
     if back_end in ("mindspore", "mindpangu"):
         return _flash(q, k, v, heads, scale, causal, forbidden)
     if cpu.in_use("attention") and forbidden is None:

@@ -35,7 +35,15 @@ def build(source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS, o
     """
     library = to / f"{Path(source).stem}_{dtype}.so"
     command = ["g++", "-std=c++17", optimise, "-march=native", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread"]
-    command += [f"-DDTYPE_Q={dtype}", f"-I{HERE}", f"-I{kernels}", str(HERE / source), "-o", str(library)]
+    command += [
+        f"-DDTYPE_Q={dtype}",
+        f"-I{HERE}",
+        f"-I{kernels}",
+        f"-I{KERNELS.parent}",
+        str(HERE / source),
+        "-o",
+        str(library),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise KernelError(done.stderr)

@@ -15,7 +15,7 @@ import pytest
 
 from mindpangu import runtime
 from mindpangu.errors import UserError
-from tests.ascend_kernels.simulation import KERNELS, reference, settings
+from tests.ascend_kernels.simulation import KERNELS, build, reference, settings
 
 PACKAGE = KERNELS.parent
 OPERATORS = {entry["op"]: entry for entry in json.loads((PACKAGE / "operators.json").read_text())}
@@ -95,15 +95,61 @@ def test_the_glue_asks_the_backward_operator_the_right_question():
         np.testing.assert_allclose(got, right, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """Both operators as a library for MindSpore on a CPU."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    build("custom.cpp", folder)
+    return folder / "custom_half.so"
+
+
+@pytest.mark.parametrize("jit_level", ["O0", "O1"])
+def test_the_operators_are_called_and_differentiated_in_graph_mode(jit_level, stand_in, monkeypatch):
+    """Two of different settings in one graph, the second fed by the first; numbers against float64."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from mindpangu.ascend_kernels import flash_attention
+
+    flash_attention.operator.cache_clear()
+    for name, function in (("FORWARD", "Forward"), ("BACKWARD", "Backward")):
+        monkeypatch.setattr(flash_attention, name, f"{stand_in}:{function}")
+        monkeypatch.setattr(flash_attention, f"{name.lower()}_registration", lambda: None)
+    few, many = flash_attention.operator(2, 0.5, False), flash_attention.operator(4, 0.3, True)
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (rng.standard_normal((2, length, 8)).astype(np.float32) for length in (3, 5, 5, 3))
+
+    @ms.jit(jit_level=jit_level)
+    def both(q, k, v):
+        return many(few(q, k, v, 2, 0.5, False)[0], k, v, 4, 0.3, True)
+
+    def total(q, k, v):
+        return (both(q, k, v)[0] * Tensor(weight)).sum()
+
+    inner, outer = settings(q, k, 2, (16, 16), False, 0.5), settings(q, k, 4, (16, 16), True, 0.3)
+    middle = reference(q, k, v, inner)[0]
+    o, lse, d_middle, dk, dv = reference(middle.astype(np.float32), k, v, outer, weight)
+    _, _, dq, more_k, more_v = reference(q, k, v, inner, d_middle.astype(np.float32))
+    got = both(*map(Tensor, (q, k, v)))
+    for one, right in zip(
+        (*got, *ms.grad(total, (0, 1, 2))(*map(Tensor, (q, k, v)))), (o, lse, dq, dk + more_k, dv + more_v)
+    ):
+        np.testing.assert_allclose(one.asnumpy(), right, atol=1e-5)
+    flash_attention.operator.cache_clear()
+
+
 def test_the_operators_are_made_but_not_found_here(monkeypatch, tmp_path):
     from mindpangu.ascend_kernels import flash_attention
 
     for variable in ("ASCEND_CUSTOM_OPP_PATH", "ASCEND_OPP_PATH"):
         monkeypatch.delenv(variable, raising=False)
-    assert flash_attention.operator() is flash_attention.operator()
+    assert flash_attention.operator(2, 0.5, False) is flash_attention.operator(2, 0.5, False)
     assert not flash_attention.installed()
-    (tmp_path / "op_api").mkdir()
+    include = tmp_path / "op_api" / "include"
+    include.mkdir(parents=True)
     monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", str(tmp_path))
+    assert not flash_attention.installed()  # a package, as MindSpore's own, but not ours
+    (include / "aclnn_mindpangu_flash_attention.h").touch()
     assert flash_attention.installed()
 
 
@@ -170,7 +216,7 @@ def test_attention_goes_to_our_kernel_where_it_is_asked_for_and_can(ascend, monk
         seen.append((str(q.dtype), str(k.dtype), str(v.dtype), causal))
         return q * 0 + 2, None
 
-    monkeypatch.setattr(ascend, "_kernel", lambda: kernel)
+    monkeypatch.setattr(ascend, "_kernel", lambda *settings: kernel)
     monkeypatch.setattr(ascend, "_flash", lambda q, *_: q * 0 + 1)
     narrow, wide = (Tensor(np.ones((1, 4, 8), dtype)) for dtype in (np.float16, np.float32))
 

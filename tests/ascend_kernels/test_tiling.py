@@ -16,7 +16,7 @@ from mindpangu.ascend_kernels.tiling import (
     forward_plan,
     forward_tile,
 )
-from tests.ascend_kernels.simulation import build
+from tests.ascend_kernels.simulation import Tiling, build
 
 COUNT = 10_000
 
@@ -39,6 +39,53 @@ def test_python_and_cpp_agree_on_ten_thousand_shapes(shapes, tmp_path):
     for (s, t, d), row in zip(shapes.tolist(), out.tolist()):
         forth, back = forward_tile(s, t, d), backward_tile(s, t, d)
         assert row == of(forth, forward_plan(d, *forth)) + of(back, backward_plan(d, *back, 2)), (s, t, d)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """Both host sides with stand-ins for CANN's headers."""
+    return build("host.cpp", tmp_path_factory.mktemp("host"))
+
+
+def three(*shapes):
+    return (ctypes.c_int64 * (3 * len(shapes)))(*(side for shape in shapes for side in shape))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_host_takes_the_tile_and_as_many_cores_as_have_work(host, backward):
+    tiling, launch = Tiling(), (ctypes.c_uint64 * 2)()
+    q, k = (2, 200, 3 * 40), (2, 77, 3 * 40)
+    assert host.tile(backward, three(q, k), 3, ctypes.byref(tiling), launch) == 0
+    tile = (backward_tile if backward else forward_tile)(200, 77, 40)
+    assert (tiling.batch, tiling.heads, tiling.queries, tiling.keys, tiling.width) == (2, 3, 200, 77, 40)
+    assert (tiling.rows, tiling.columns, tiling.causal, tiling.scale) == (*tile, 0, 0.5)
+    plan = backward_plan(40, *tile, 2) if backward else forward_plan(40, *tile)
+    cores = min(24, 2 * 3 * -(-200 // tile[0]))
+    assert list(launch) == [cores, 2**24 + cores * plan.workspace]
+    assert host.described(backward) == 2  # 910b and 910_93, every input made contiguous
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "heads"),
+    [
+        ((2, 0, 120), (2, 77, 120), 3),
+        ((2, 200, 120), (2, 0, 120), 3),
+        ((0, 200, 120), (0, 77, 120), 3),
+        ((2, 200, 120), (2, 77, 240), 3),
+        ((2, 200, 120), (2, 77, 120), 7),
+        ((2, 200, 120), (2, 77, 120), 0),
+        ((1, 64, 4096), (1, 64, 4096), 1),
+    ],
+)
+def test_what_no_core_could_do_is_refused(host, q, k, heads):
+    for backward in (False, True):
+        assert host.tile(backward, three(q, k), heads, ctypes.byref(Tiling()), (ctypes.c_uint64 * 2)()) != 0
+
+
+def test_the_forward_operator_says_its_shapes(host):
+    out = (ctypes.c_int64 * 6)()
+    assert host.infer(three((2, 200, 120), (2, 77, 120), (2, 77, 120)), 3, out) == 0
+    assert list(out) == [2, 200, 120, 2, 3, 200]
 
 
 def test_every_tile_fits_and_none_that_is_larger_in_both_ways_would(shapes):

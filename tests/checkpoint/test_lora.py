@@ -13,6 +13,7 @@ from mindpangu.checkpoint.lora import read_lora
 from mindpangu.checkpoint.store import save_tensors
 from mindpangu.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("little_memory")
 RNG = np.random.default_rng(0)
 DOWN, UP = RNG.standard_normal((4, 6)).astype(np.float32), RNG.standard_normal((8, 4)).astype(np.float32)
 MODULE = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"

@@ -24,6 +24,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -40,6 +41,8 @@ using half = _Float16;
 struct bfloat16_t {
     uint16_t bits = 0;
     bfloat16_t() = default;
+    template <typename Number>
+    explicit bfloat16_t(Number) = delete;  // the compiler's own type is not made of an integer
     explicit bfloat16_t(float value) {
         uint32_t wide;
         std::memcpy(&wide, &value, 4);
@@ -124,6 +127,7 @@ struct Buffer {
     Memory* memory = nullptr;
     size_t start = 0, size = 0;
     Clock ready;  // known when it was last enqueued or freed
+    std::optional<std::pair<pipe_t, pipe_t>> held;  // an event id that waits with it, of this HardEvent
 };
 
 struct Device;
@@ -140,6 +144,7 @@ struct Core {
     std::array<uint32_t, PIPES> issued{};
     std::array<Clock, PIPES> known;
     std::map<std::pair<int, int>, Clock> events;  // set and not waited for: (event, id)
+    std::map<std::pair<pipe_t, pipe_t>, uint32_t> ids;  // held by buffers of queues
     std::vector<std::unique_ptr<Buffer>> buffers;
 
     uint32_t pipe_id(pipe_t p) const { return index * PIPES + p; }
@@ -161,6 +166,28 @@ struct Core {
 
 inline thread_local Core* self = nullptr;
 inline Core& core() { return *self; }
+
+// Event ids of each HardEvent, and those that TPipe keeps: a buffer of a queue holds one from FreeTensor to the next
+// AllocTensor, and from EnQue to DeQue. Where none is left the chip waits for ever.
+constexpr uint32_t EVENT_IDS = 8;
+constexpr uint32_t kept_ids(pipe_t from, pipe_t to) { return from == PIPE_M && to == PIPE_MTE1 ? 3 : 0; }
+
+inline void release(Buffer& buffer) {
+    if (buffer.held) {
+        --core().ids[*buffer.held];
+        buffer.held.reset();
+    }
+}
+
+inline void hold(Buffer& buffer, pipe_t from, pipe_t to) {
+    release(buffer);
+    uint32_t& ids = core().ids[{from, to}];
+    if (ids + kept_ids(from, to) == EVENT_IDS) {
+        fail("%s: all %u event ids of %s_%s are held", buffer.name.c_str(), EVENT_IDS, PIPE_NAMES[from], PIPE_NAMES[to]);
+    }
+    ++ids;
+    buffer.held = {from, to};
+}
 
 struct Device {
     std::mutex mutex;
@@ -432,6 +459,7 @@ public:
             sim::fail("AllocTensor: all %zu buffers of %s are in use", buffers_.size(), buffer->name.c_str());
         }
         ++next_;
+        sim::release(*buffer);
         buffer->state = sim::Buffer::TAKEN;
         sim::merge(c.known[FILLS], buffer->ready);
         return LocalTensor<T>(buffer, POSITION, buffer->start, buffer->size);
@@ -445,6 +473,7 @@ public:
         if (queued_.size() >= size_t(DEPTH)) {
             sim::fail("EnQue: %s is beyond the queue's depth of %d", buffer->name.c_str(), DEPTH);
         }
+        sim::hold(*buffer, FILLS, EMPTIES);
         buffer->state = sim::Buffer::QUEUED;
         buffer->ready = sim::core().all_of(FILLS);
         queued_.push_back(buffer);
@@ -456,16 +485,18 @@ public:
         }
         sim::Buffer* buffer = queued_.front();
         queued_.pop_front();
+        sim::release(*buffer);
         buffer->state = sim::Buffer::TAKEN;
         sim::merge(sim::core().known[EMPTIES], buffer->ready);
         return LocalTensor<T>(buffer, POSITION, buffer->start, buffer->size);
     }
     template <typename T>
-    void FreeTensor(const LocalTensor<T>& tensor) {
+    void FreeTensor(LocalTensor<T>& tensor) {
         sim::Buffer* buffer = tensor.buffer();
         if (buffer->state != sim::Buffer::TAKEN) {
             sim::fail("FreeTensor: %s is not in use", buffer->name.c_str());
         }
+        sim::hold(*buffer, EMPTIES, FILLS);
         buffer->state = sim::Buffer::FREE;
         buffer->ready = sim::core().all_of(EMPTIES);
         std::memset(buffer->memory->bytes + buffer->start, 0xff, buffer->size);
@@ -511,8 +542,13 @@ public:
     void InitBuffer(TBuf<POSITION>& buffer, uint32_t bytes) {
         buffer.buffer_ = make(POSITION, bytes, sim::Buffer::LASTING);
     }
-    // After it another TPipe may divide the same memory.
-    void Destroy() { sim::core().used.fill(0); }
+    // After it another TPipe may divide the same memory, and has all event ids.
+    void Destroy() {
+        sim::core().used.fill(0);
+        for (const auto& buffer : sim::core().buffers) {
+            sim::release(*buffer);
+        }
+    }
 
 private:
     static sim::Buffer* make(TPosition position, uint32_t bytes, sim::Buffer::State state) {

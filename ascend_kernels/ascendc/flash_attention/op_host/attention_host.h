@@ -21,8 +21,9 @@ inline ge::graphStatus ReadShapes(gert::TilingContext* context, AttentionTiling&
     const float* scale = attrs->GetAttrPointer<float>(1);
     const bool* causal = attrs->GetAttrPointer<bool>(2);
     if (heads == nullptr || scale == nullptr || causal == nullptr || queries.GetDimNum() != 3 || keys.GetDimNum() != 3 ||
-        *heads < 1 || queries.GetDim(2) % *heads != 0 || keys.GetDim(2) != queries.GetDim(2)) {
-        return ge::GRAPH_PARAM_INVALID;
+        *heads < 1 || queries.GetDim(2) % *heads != 0 || keys.GetDim(2) != queries.GetDim(2) ||
+        queries.GetShapeSize() < 1 || keys.GetShapeSize() < 1) {
+        return ge::GRAPH_PARAM_INVALID;  // nothing to do would start no core, which CANN refuses with less to go on
     }
     tiling.batch = queries.GetDim(0);
     tiling.queries = queries.GetDim(1);

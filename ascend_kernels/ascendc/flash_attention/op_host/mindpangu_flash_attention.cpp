@@ -35,7 +35,7 @@ class MindpanguFlashAttention : public OpDef {
 public:
     explicit MindpanguFlashAttention(const char* name) : OpDef(name) {
         for (const char* input : {"q", "k", "v"}) {
-            this->Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT16, ge::DT_BF16}).FormatList({ge::FORMAT_ND});
+            this->Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT16, ge::DT_BF16}).FormatList({ge::FORMAT_ND}).AutoContiguous();
         }
         this->Output("o").ParamType(REQUIRED).DataType({ge::DT_FLOAT16, ge::DT_BF16}).FormatList({ge::FORMAT_ND});
         this->Output("lse").ParamType(REQUIRED).DataType({ge::DT_FLOAT, ge::DT_FLOAT}).FormatList({ge::FORMAT_ND});
@@ -43,7 +43,10 @@ public:
         this->Attr("scale").AttrType(REQUIRED).Float();
         this->Attr("causal").AttrType(REQUIRED).Bool();
         this->SetInferShape(ge::ForwardShape).SetInferDataType(ge::ForwardType);
-        this->AICore().SetTiling(optiling::ForwardTiling).AddConfig("ascend910b");
+        this->AICore().SetTiling(optiling::ForwardTiling);
+        for (const char* chip : {"ascend910b", "ascend910_93"}) {
+            this->AICore().AddConfig(chip);
+        }
     }
 };
 OP_ADD(MindpanguFlashAttention);

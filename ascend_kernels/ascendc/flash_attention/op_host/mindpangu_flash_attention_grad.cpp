@@ -36,10 +36,10 @@ class MindpanguFlashAttentionGrad : public OpDef {
 public:
     explicit MindpanguFlashAttentionGrad(const char* name) : OpDef(name) {
         for (const char* input : {"q", "k", "v", "grad"}) {
-            this->Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT16, ge::DT_BF16}).FormatList({ge::FORMAT_ND});
+            this->Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT16, ge::DT_BF16}).FormatList({ge::FORMAT_ND}).AutoContiguous();
         }
         for (const char* input : {"lse", "delta"}) {
-            this->Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT, ge::DT_FLOAT}).FormatList({ge::FORMAT_ND});
+            this->Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT, ge::DT_FLOAT}).FormatList({ge::FORMAT_ND}).AutoContiguous();
         }
         for (const char* output : {"dq", "dk", "dv"}) {
             this->Output(output).ParamType(REQUIRED).DataType({ge::DT_FLOAT16, ge::DT_BF16}).FormatList({ge::FORMAT_ND});
@@ -48,7 +48,10 @@ public:
         this->Attr("scale").AttrType(REQUIRED).Float();
         this->Attr("causal").AttrType(REQUIRED).Bool();
         this->SetInferShape(ge::BackwardShape).SetInferDataType(ge::BackwardType);
-        this->AICore().SetTiling(optiling::BackwardTiling).AddConfig("ascend910b");
+        this->AICore().SetTiling(optiling::BackwardTiling);
+        for (const char* chip : {"ascend910b", "ascend910_93"}) {
+            this->AICore().AddConfig(chip);
+        }
     }
 };
 OP_ADD(MindpanguFlashAttentionGrad);

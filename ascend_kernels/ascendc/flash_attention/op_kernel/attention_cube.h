@@ -21,15 +21,16 @@ template <typename T>
 __aicore__ inline void load_tile(const LocalTensor<T>& tile, const GlobalTensor<T>& source, uint32_t rows,
                                  uint32_t width, uint32_t pitch, uint32_t capacity) {
     const uint32_t whole_rows = up(rows, FRACTAL), whole_width = up(width, FRACTAL);
+    const LocalTensor<half> words = tile.template ReinterpretCast<half>();  // a zero has the same bits in bfloat16_t
     if (rows < whole_rows) {
-        InitConstValueParams<T> last(static_cast<uint16_t>(whole_width / FRACTAL), FRACTAL,
-                                     static_cast<uint16_t>(capacity - FRACTAL), T(0));
-        InitConstValue(tile[(whole_rows - FRACTAL) * FRACTAL], last);
+        InitConstValueParams<half> last(static_cast<uint16_t>(whole_width / FRACTAL), FRACTAL,
+                                        static_cast<uint16_t>(capacity - FRACTAL), half(0));
+        InitConstValue(words[(whole_rows - FRACTAL) * FRACTAL], last);
         PipeBarrier<PIPE_MTE2>();
     }
     if (width < whole_width) {
-        InitConstValueParams<T> last(1, static_cast<uint16_t>(whole_rows), 0, T(0));
-        InitConstValue(tile[(whole_width - FRACTAL) * capacity], last);
+        InitConstValueParams<half> last(1, static_cast<uint16_t>(whole_rows), 0, half(0));
+        InitConstValue(words[(whole_width - FRACTAL) * capacity], last);
         PipeBarrier<PIPE_MTE2>();
     }
     Nd2NzParams copy;

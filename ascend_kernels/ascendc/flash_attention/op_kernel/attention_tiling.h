@@ -64,7 +64,7 @@ constexpr Plan backward_plan(uint32_t width, uint32_t rows, uint32_t columns, ui
     const uint32_t d = up(width, FRACTAL), wide = larger(d, columns), half = first_half(rows);
     const uint32_t vector = up(larger(half, columns), BLOCK);
     return Plan{
-        2 * (2 * rows * d + 2 * 2 * columns * d + sums * 2 * rows * columns),
+        2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),
         2 * 2 * rows * wide,
         2 * 2 * columns * d,
         2 * 4 * rows * columns + sums * 4 * rows * d,

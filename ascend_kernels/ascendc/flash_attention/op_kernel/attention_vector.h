@@ -12,12 +12,11 @@ using namespace AscendC;
 constexpr float LOWEST = -1e30f;  // a score that counts nothing, and from which exp() still gives a number
 
 // `rows` rows of `columns` numbers, `pitch` apart in global memory, one after the other in UB.
-template <typename T>
-__aicore__ inline void load_rows(const LocalTensor<T>& target, const GlobalTensor<T>& source, uint32_t rows,
+__aicore__ inline void load_rows(const LocalTensor<float>& target, const GlobalTensor<float>& source, uint32_t rows,
                                  uint32_t columns, uint32_t pitch) {
-    DataCopyExtParams copy(static_cast<uint16_t>(rows), static_cast<uint32_t>(columns * sizeof(T)),
-                           static_cast<uint32_t>((pitch - columns) * sizeof(T)), 0, 0);
-    DataCopyPad(target, source, copy, DataCopyPadExtParams<T>(false, 0, 0, T(0)));
+    DataCopyExtParams copy(static_cast<uint16_t>(rows), static_cast<uint32_t>(columns * sizeof(float)),
+                           static_cast<uint32_t>((pitch - columns) * sizeof(float)), 0, 0);
+    DataCopyPad(target, source, copy, DataCopyPadExtParams<float>(false, 0, 0, 0.0f));
 }
 
 // The other way round; `columns` of the `whole` numbers that a row has in UB.

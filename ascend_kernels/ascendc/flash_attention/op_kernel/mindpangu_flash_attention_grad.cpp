@@ -55,13 +55,14 @@ public:
         const uint32_t wide = larger(d_, t_.columns);
         if ASCEND_IS_AIC {
             for (uint32_t i = 0; i < 2; ++i) {
-                pipe.InitBuffer(row_in_[i], 1, t_.rows * d_ * sizeof(T));
                 pipe.InitBuffer(column_in_[i], 2, t_.columns * d_ * sizeof(T));
             }
             for (uint32_t i = 0; i < SUMS; ++i) {
-                pipe.InitBuffer(factor_in_[i], 2, tile * sizeof(T));
                 pipe.InitBuffer(sum_[i], 1, t_.rows * d_ * sizeof(float));
             }
+            // Seven buffers of L1 in all: each holds an event id of MTE1_MTE2 while it is free, and there are eight.
+            pipe.InitBuffer(row_in_, 1, 2 * t_.rows * d_ * sizeof(T));
+            pipe.InitBuffer(factor_in_, 2, tile * sizeof(T));
             pipe.InitBuffer(score_out_, 2, tile * sizeof(float));
             multiplier_.init(pipe, t_.rows * wide * sizeof(T), t_.columns * d_ * sizeof(T));
         }
@@ -107,14 +108,13 @@ private:
     // ---- cube ----
 
     __aicore__ inline void multiply() {
-        LocalTensor<T> rows[2];
         LocalTensor<float> sums[SUMS];
+        LocalTensor<T> rows = row_in_.template AllocTensor<T>();
         for (uint32_t i = 0; i < 2; ++i) {
-            rows[i] = row_in_[i].template AllocTensor<T>();
-            load_tile(rows[i], row_[i][at_row_], rows_, t_.width, pitch_, t_.rows);
-            row_in_[i].EnQue(rows[i]);
-            rows[i] = row_in_[i].template DeQue<T>();
+            load_tile(rows[i * t_.rows * d_], row_[i][at_row_], rows_, t_.width, pitch_, t_.rows);
         }
+        row_in_.EnQue(rows);
+        rows = row_in_.template DeQue<T>();
         for (uint32_t i = 0; i < SUMS; ++i) {
             sums[i] = sum_[i].template AllocTensor<float>();
         }
@@ -125,9 +125,7 @@ private:
             }
             add_products(sums, j);
         }
-        for (uint32_t i = 0; i < 2; ++i) {
-            row_in_[i].FreeTensor(rows[i]);
-        }
+        row_in_.FreeTensor(rows);
         for (uint32_t i = 0; i < SUMS; ++i) {
             sum_[i].EnQue(sums[i]);
             sums[i] = sum_[i].template DeQue<float>();
@@ -144,12 +142,12 @@ private:
         return column_in_[i].template DeQue<T>();
     }
 
-    __aicore__ inline void make_scores(const LocalTensor<T>* rows, uint32_t j) {
+    __aicore__ inline void make_scores(const LocalTensor<T>& rows, uint32_t j) {
         const uint32_t m16 = up(rows_, FRACTAL), n16 = up(columns(j), FRACTAL);
         for (uint32_t i = 0; i < 2; ++i) {
             LocalTensor<T> tile = load_columns(i, j);
             LocalTensor<float> score = score_out_.template AllocTensor<float>();
-            multiplier_.by_transposed(score, rows[i], t_.rows, tile, t_.columns, m16, n16, d_);
+            multiplier_.by_transposed(score, rows[i * t_.rows * d_], t_.rows, tile, t_.columns, m16, n16, d_);
             column_in_[i].FreeTensor(tile);
             score_out_.EnQue(score);
             score = score_out_.template DeQue<float>();
@@ -165,12 +163,12 @@ private:
         // ds meets what made the scores, p what made their gradients.
         for (uint32_t i = 0; i < SUMS; ++i) {
             LocalTensor<T> tile = load_columns(i, j);
-            LocalTensor<T> factor = factor_in_[i].template AllocTensor<T>();
+            LocalTensor<T> factor = factor_in_.template AllocTensor<T>();
             load_tile(factor, factor_[i][slot(j)], rows_, n16, t_.columns, t_.rows);
-            factor_in_[i].EnQue(factor);
-            factor = factor_in_[i].template DeQue<T>();
+            factor_in_.EnQue(factor);
+            factor = factor_in_.template DeQue<T>();
             multiplier_.by(sums[i], factor, t_.rows, tile, t_.columns, m16, d_, n16, j == begin_);
-            factor_in_[i].FreeTensor(factor);
+            factor_in_.FreeTensor(factor);
             column_in_[i].FreeTensor(tile);
         }
     }
@@ -216,7 +214,7 @@ private:
         }
     }
 
-    __aicore__ inline void free_lines(const LocalTensor<float>* lines) {
+    __aicore__ inline void free_lines(LocalTensor<float>* lines) {
         for (uint32_t i = 0; i < 2; ++i) {
             line_in_[i].FreeTensor(lines[i]);
         }
@@ -284,8 +282,8 @@ private:
     GlobalTensor<T> row_[2], column_[2], result_[SUMS], factor_[SUMS];
     GlobalTensor<float> score_[2], lse_, delta_;
 
-    TQue<TPosition::A1, 1> row_in_[2];
-    TQue<TPosition::A1, 2> factor_in_[SUMS];
+    TQue<TPosition::A1, 1> row_in_;    // both tiles of rows
+    TQue<TPosition::A1, 2> factor_in_;  // p and ds in turn
     TQue<TPosition::B1, 2> column_in_[2];
     TQue<TPosition::CO1, 1> sum_[SUMS];
     TQue<TPosition::CO1, 2> score_out_;
