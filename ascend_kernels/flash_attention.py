@@ -29,14 +29,23 @@ def installed() -> bool:
     return any((folder / "op_api" / "include" / HEADER).is_file() for folder in folders)
 
 
-def registration(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], floats: tuple[str, ...]) -> Any:
-    """What MindSpore is told of an operator: tensors in half or bfloat16, `floats` in float32, and three attributes."""
+SETTINGS = (("heads", "int"), ("scale", "double"), ("causal", "bool"))
+
+
+def registration(
+    name: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    floats: tuple[str, ...],
+    attributes: tuple[tuple[str, str], ...] = SETTINGS,
+) -> Any:
+    """What MindSpore is told of an operator: tensors in half or bfloat16, `floats` in float32, and the attributes."""
     info = CustomRegOp(name)
     for i, tensor in enumerate(inputs):
         info = info.input(i, tensor, "required")
     for i, tensor in enumerate(outputs):
         info = info.output(i, tensor, "required")
-    for attribute, kind in (("heads", "int"), ("scale", "double"), ("causal", "bool")):
+    for attribute, kind in attributes:
         info = info.attr(attribute, "required", kind)
     for narrow in (DataType.F16_Default, DataType.BF16_Default):
         kinds = [DataType.F32_Default if tensor in floats else narrow for tensor in (*inputs, *outputs)]
@@ -46,7 +55,8 @@ def registration(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], f
 
 def forward_registration() -> Any:
     """Of the forward operator."""
-    return registration(FORWARD, ("q", "k", "v"), ("o", "lse"), ("lse",))
+    attributes = (*SETTINGS, ("half_scores", "bool"))
+    return registration(FORWARD, ("q", "k", "v"), ("o", "lse"), ("lse",), attributes)
 
 
 def backward_registration() -> Any:
@@ -67,11 +77,12 @@ def gradients(
 
 
 @cache
-def operator(heads: int, scale: float, causal: bool) -> Any:
-    """(q (N, S, H·D), k, v (N, T, H·D), heads, scale, causal) -> (o (N, S, H·D), lse (N, H, S) float32).
+def operator(heads: int, scale: float, causal: bool, half_scores: bool) -> Any:
+    """(q (N, S, H·D), k, v (N, T, H·D), and these four again) -> (o (N, S, H·D), lse (N, H, S) float32).
 
-    The shape functions of `ops.Custom` see shapes alone, so there is an operator for each `heads`, `scale` and
-    `causal`, told apart by attributes; its calls must give the same three.
+    `half_scores`: scores leave the cube cores in half, which takes less time, and none counts more than 65,504.
+    The shape functions of `ops.Custom` see shapes alone, so there is an operator for each of these settings, told
+    apart by an attribute.
     """
     backward = ops.Custom(
         BACKWARD,
@@ -81,9 +92,9 @@ def operator(heads: int, scale: float, causal: bool) -> Any:
         reg_info=backward_registration(),
     )
 
-    def bprop(q, k, v, heads_, scale_, causal_, out, dout):
+    def bprop(q, k, v, heads_, scale_, causal_, half_scores_, out, dout):
         dq, dk, dv = gradients(backward, q, k, v, heads, scale, causal, out, dout)
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, None, None, None, None
 
     forward = ops.Custom(
         FORWARD,
@@ -94,5 +105,5 @@ def operator(heads: int, scale: float, causal: bool) -> Any:
         reg_info=forward_registration(),
     )
     for made in (forward, backward):
-        made.add_prim_attr("settings", f"{heads} heads, {scale}, {causal}")
+        made.add_prim_attr("settings", f"{heads} heads, {scale}, {causal}, {half_scores}")
     return forward

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FRACTAL = 16  # side of the cube unit's blocks
 SLOTS = 2  # tiles under way between the cube and the vector cores
 BLOCK = 8  # float numbers in 32 bytes
+STEP = 64  # float numbers a vector instruction takes at once
+SPAN = 8  # tiles of keys at most whose products are summed
 SIDES = (128, 112, 96, 80, 64, 48, 32, 16)
 
 
@@ -72,21 +75,33 @@ class Plan:
         return self.l1 <= chip.l1 and max(self.l0a, self.l0b) <= chip.l0 and self.l0c <= chip.l0c and self.ub <= chip.ub
 
 
-def forward_plan(width: int, rows: int, columns: int) -> Plan:
-    """What a tile of rows × columns scores takes in the forward kernel, for heads of `width` channels."""
-    d, half = up(width, FRACTAL), first_half(rows)
-    wide = max(d, columns)
+class ForwardTile(NamedTuple):
+    """A tile of rows × columns scores; `span` of them beside each other have their products with values summed, and
+    `strip` rows of a span are softened at once."""
+
+    rows: int
+    columns: int
+    span: int
+    strip: int
+
+
+def forward_plan(width: int, tile: ForwardTile, score: int) -> Plan:
+    """What the forward kernel takes, for heads of `width` channels and scores of `score` bytes."""
+    d, half, seen = up(width, FRACTAL), first_half(tile.rows), tile.span * tile.columns
+    wide = max(d, tile.columns)
     return Plan(
-        l1=2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),
-        l0a=2 * 2 * rows * wide,
-        l0b=2 * 2 * columns * d,
-        l0c=2 * 4 * rows * wide,
-        ub=2 * 4 * half * wide
-        + 2 * 2 * half * wide
+        l1=2 * (2 * tile.rows * d + 2 * 2 * tile.columns * d + 2 * tile.rows * tile.columns),
+        l0a=2 * 2 * tile.rows * wide,
+        l0b=2 * 2 * tile.columns * d,
+        l0c=2 * 4 * tile.rows * wide,
+        ub=(2 * score + (4 if score == 2 else 0)) * tile.strip * seen
+        + 2 * 2 * max(tile.strip * seen, half * d)
+        + 2 * 4 * half * d
         + 4 * half * d
+        + 4 * tile.strip * STEP
         + 2 * 4 * up(half, BLOCK)
         + (7 + BLOCK) * 4 * up(half, BLOCK),
-        workspace=up(SLOTS * (4 * rows * columns + 2 * rows * columns + 4 * rows * d), 512),
+        workspace=up(SLOTS * ((score + 2) * tile.rows * seen + 4 * tile.rows * d), 512),
     )
 
 
@@ -115,9 +130,25 @@ def _largest(rows: int, columns: int, fits: Callable[[int, int], bool]) -> tuple
     return best
 
 
-def forward_tile(queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> tuple[int, int]:
-    """Rows and columns of the forward kernel's tiles of scores."""
-    return _largest(queries, keys, lambda r, c: forward_plan(width, r, c).fits(chip))
+def forward_tile(queries: int, keys: int, width: int, score: int = 2, chip: Chip = ASCEND_910B) -> ForwardTile:
+    """The forward kernel's: first the tile, then as many a span, then as many rows a strip as fit; all 0: none does.
+
+    At least two spans, where there are two tiles: the cube makes one's scores during the other's softmax.
+    """
+
+    def fits(*tile: int) -> bool:
+        return forward_plan(width, ForwardTile(*tile), score).fits(chip)
+
+    rows, columns = _largest(queries, keys, lambda r, c: fits(r, c, 1, BLOCK))
+    if not rows:
+        return ForwardTile(0, 0, 0, 0)
+    span = next(
+        (s for s in range(min(SPAN, (-(-keys // columns) + 1) // 2), 1, -1) if fits(rows, columns, s, BLOCK)), 1
+    )
+    strip = BLOCK
+    while 2 * strip <= up(first_half(rows), BLOCK) and fits(rows, columns, span, 2 * strip):
+        strip *= 2
+    return ForwardTile(rows, columns, span, strip)
 
 
 def backward_tile(queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> tuple[int, int]:
@@ -156,8 +187,11 @@ class Estimate:
         return self.flops / self.seconds / self.chip.cube_flops
 
 
-# Vector operations on each score: scale, maximum, minus it, exp, sum, cast; on each number of a product: factor, add.
-FORWARD_PASSES, PRODUCT_PASSES = 6, 2
+# Vector operations on each score, by its bytes: maximum, minus it, scale, exp, sum, cast; from half the first three and
+# a bound before them take half the time, and a cast comes after. On each number of a row that is folded to one step:
+# set and reduced, twice; on each of a product: factor, add.
+FORWARD_PASSES = {2: 6, 4: 6}
+FOLD_PASSES, PRODUCT_PASSES = 4, 2
 # Scale, minus lse, exp, minus delta, times p, scale, cast; once more a cast over keys.
 BACKWARD_PASSES = (8, 7)
 
@@ -167,21 +201,24 @@ def _busiest(tasks: int, chip: Chip) -> float:
     return -(-tasks // chip.cube) * chip.cube / tasks
 
 
-def estimate_forward(batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> Estimate:
+def estimate_forward(
+    batch: int, heads: int, queries: int, keys: int, width: int, score: int = 2, chip: Chip = ASCEND_910B
+) -> Estimate:
     """The forward kernel's least time. Padding to tiles and cores without work are in it, waiting is not."""
-    rows, columns = forward_tile(queries, keys, width, chip)
+    rows, columns, span, _ = forward_tile(queries, keys, width, score, chip)
     d, heads_in_all = up(width, FRACTAL), batch * heads
-    blocks, tiles = -(-queries // rows), -(-keys // columns)
+    blocks, spans = -(-queries // rows), -(-keys // (span * columns))
     padded = heads_in_all * up(queries, FRACTAL) * up(keys, FRACTAL)
     uneven = _busiest(heads_in_all * blocks, chip)
-    products = heads_in_all * queries * tiles * d
-    passes = FORWARD_PASSES * padded + PRODUCT_PASSES * products
+    products = heads_in_all * queries * spans * d
+    folded = heads_in_all * queries * spans * STEP
+    passes = FORWARD_PASSES[score] * padded + FOLD_PASSES * folded + PRODUCT_PASSES * products
     # Keys and values are read again for each block of queries, from the cache.
-    exchange = 2 * (4 + 2) * padded + 2 * 4 * products + 2 * 2 * heads_in_all * blocks * keys * d
+    exchange = 2 * (score + 2) * padded + 2 * 4 * products + 2 * 2 * heads_in_all * blocks * keys * d
     return Estimate(
         flops=4 * heads_in_all * queries * keys * width,
         cube=4 * padded * d / chip.cube_flops * uneven,
-        vector=passes / 64 / chip.vector / chip.clock * uneven,
+        vector=passes / STEP / chip.vector / chip.clock * uneven,
         memory=2 * heads_in_all * (2 * queries + 2 * keys) * width / chip.memory,
         exchange=exchange / chip.cache * uneven,
         chip=chip,

@@ -37,6 +37,10 @@ ATTENTIONS = ("mindspore", "mindpangu", "composed")
 # Convolutions and dense layers on Ascend: "bf16" inside with float32 outside, or "fp32": as MindSpore has them.
 ASCEND_PRODUCTS = "MINDPANGU_ASCEND_PRODUCTS"
 
+# Scores of our attention kernels between the cores of a 910B: "half", or "fp32", slower and without a bound.
+ASCEND_SCORES = "MINDPANGU_ASCEND_SCORES"
+SCORES = ("half", "fp32")
+
 DEVICES = ("auto", "CPU", "Ascend")
 
 
@@ -120,6 +124,15 @@ def ascend_products() -> str:
     return _one_of(ASCEND_PRODUCTS, os.environ.get(ASCEND_PRODUCTS, default), PRECISIONS[:2])
 
 
+def ascend_scores() -> str:
+    """What our attention kernels' scores are kept in: "half" (the default) or "fp32".
+
+    Raises:
+        UserError: the environment says something else.
+    """
+    return _one_of(ASCEND_SCORES, os.environ.get(ASCEND_SCORES, SCORES[0]), SCORES)
+
+
 def _ascend_chip() -> str:
     """MindSpore's name of the NPU's generation: "ascend910" is the 910A, "ascend910b" the 910B; empty without one."""
     from mindspore._c_expression import MSContext
@@ -130,7 +143,7 @@ def _ascend_chip() -> str:
 def _check_ascend() -> None:
     from mindpangu.ascend_kernels import flash_attention
 
-    chosen, products = ascend_attention(), ascend_products()
+    chosen, products, _ = ascend_attention(), ascend_products(), ascend_scores()
     if products == "bf16" and _ascend_chip() == "ascend910":
         raise UserError(f"{ASCEND_PRODUCTS}={products} is for the 910B and later; the 910A has fp32 alone")
     if chosen != "composed" and _ascend_chip() == "ascend910":

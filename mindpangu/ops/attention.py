@@ -33,6 +33,11 @@ def _future(queries: int, keys: int) -> Tensor:
     return Tensor(np.triu(np.ones((queries, keys), bool), k=1))
 
 
+@constexpr
+def _half_scores() -> bool:
+    return runtime.ascend_scores() == "half"
+
+
 _kernel = constexpr(flash_attention.operator)
 
 
@@ -62,8 +67,8 @@ def attention(
     """
     back_end = _ascend_back_end()
     if back_end == "mindpangu" and forbidden is None:
-        kernel = _kernel(heads, scale, causal)
-        return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal)[0].astype(q.dtype)
+        kernel, half = _kernel(heads, scale, causal, _half_scores()), _half_scores()
+        return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal, half)[0].astype(q.dtype)
     if back_end in ("mindspore", "mindpangu"):
         return _flash(q, k, v, heads, scale, causal, forbidden)
     if cpu.in_use("attention") and forbidden is None:

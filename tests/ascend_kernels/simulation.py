@@ -20,6 +20,7 @@ class Tiling(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("batch", "heads", "queries", "keys", "width")),
         *((name, ctypes.c_uint32) for name in ("rows", "columns", "causal")),
         ("scale", ctypes.c_float),
+        *((name, ctypes.c_uint32) for name in ("span", "strip", "half_scores")),
     ]
 
 
@@ -58,10 +59,13 @@ def _call(library: ctypes.CDLL, arrays: list[np.ndarray], tiling: Tiling, cores:
         raise KernelError(error.value.decode())
 
 
-def settings(q: np.ndarray, k: np.ndarray, heads: int, tile: tuple[int, int], causal: bool, scale: float) -> Tiling:
-    """The kernels' settings for q (N, S, H·D) and k (N, T, H·D)."""
+def settings(
+    q: np.ndarray, k: np.ndarray, heads: int, tile: tuple[int, ...], causal: bool, scale: float, half: bool = False
+) -> Tiling:
+    """The kernels' settings for q (N, S, H·D), k (N, T, H·D); `tile`: rows, columns, the forward's span and strip."""
     n, s, channels = q.shape
-    return Tiling(n, heads, s, k.shape[1], channels // heads, *tile, int(causal), scale)
+    rows, columns, span, strip = (*tile, 1, 8)[:4]
+    return Tiling(n, heads, s, k.shape[1], channels // heads, rows, columns, int(causal), scale, span, strip, int(half))
 
 
 def forward(

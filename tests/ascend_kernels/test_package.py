@@ -66,7 +66,8 @@ def test_mindspores_code_generator_takes_the_registration(which):
     inputs, outputs, _ = names(OPERATORS[name])
     types = CustomCodeGenerator().get_api_types_by_reg_info(info)
     tensors = ["aclTensor*"] * len(inputs), ["aclTensor*"] * len(outputs)
-    assert types == [*tensors[0], "int64_t", "double", "bool", *tensors[1], "int64_t*", "aclOpExecutor**"]
+    settings = ["int64_t", "double", "bool", *(["bool"] if which == "forward" else [])]
+    assert types == [*tensors[0], *settings, *tensors[1], "int64_t*", "aclOpExecutor**"]
     assert CustomCodeGenerator().generate_callback_by_reg_info(f"aclnn{name}", info)
     assert [x["name"] for x in info["inputs"]] == inputs and [x["name"] for x in info["outputs"]] == outputs
 
@@ -115,13 +116,13 @@ def test_the_operators_are_called_and_differentiated_in_graph_mode(jit_level, st
     for name, function in (("FORWARD", "Forward"), ("BACKWARD", "Backward")):
         monkeypatch.setattr(flash_attention, name, f"{stand_in}:{function}")
         monkeypatch.setattr(flash_attention, f"{name.lower()}_registration", lambda: None)
-    few, many = flash_attention.operator(2, 0.5, False), flash_attention.operator(4, 0.3, True)
+    few, many = flash_attention.operator(2, 0.5, False, True), flash_attention.operator(4, 0.3, True, False)
     rng = np.random.default_rng(0)
     q, k, v, weight = (rng.standard_normal((2, length, 8)).astype(np.float32) for length in (3, 5, 5, 3))
 
     @ms.jit(jit_level=jit_level)
     def both(q, k, v):
-        return many(few(q, k, v, 2, 0.5, False)[0], k, v, 4, 0.3, True)
+        return many(few(q, k, v, 2, 0.5, False, True)[0], k, v, 4, 0.3, True, False)
 
     def total(q, k, v):
         return (both(q, k, v)[0] * Tensor(weight)).sum()
@@ -143,7 +144,7 @@ def test_the_operators_are_made_but_not_found_here(monkeypatch, tmp_path):
 
     for variable in ("ASCEND_CUSTOM_OPP_PATH", "ASCEND_OPP_PATH"):
         monkeypatch.delenv(variable, raising=False)
-    assert flash_attention.operator(2, 0.5, False) is flash_attention.operator(2, 0.5, False)
+    assert flash_attention.operator(2, 0.5, False, True) is flash_attention.operator(2, 0.5, False, True)
     assert not flash_attention.installed()
     include = tmp_path / "op_api" / "include"
     include.mkdir(parents=True)
@@ -212,8 +213,8 @@ def test_attention_goes_to_our_kernel_where_it_is_asked_for_and_can(ascend, monk
 
     seen = []
 
-    def kernel(q, k, v, heads, scale, causal):
-        seen.append((str(q.dtype), str(k.dtype), str(v.dtype), causal))
+    def kernel(q, k, v, heads, scale, causal, half_scores):
+        seen.append((str(q.dtype), str(k.dtype), str(v.dtype), causal, half_scores))
         return q * 0 + 2, None
 
     monkeypatch.setattr(ascend, "_kernel", lambda *settings: kernel)
@@ -228,7 +229,7 @@ def test_attention_goes_to_our_kernel_where_it_is_asked_for_and_can(ascend, monk
     assert asked(narrow) == asked(wide) == 1
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindpangu")
     assert asked(narrow) == asked(wide, causal=True) == 2
-    assert seen == [("Float16",) * 3 + (False,), ("Float16",) * 3 + (True,)]
+    assert seen == [("Float16",) * 3 + (False, True), ("Float16",) * 3 + (True, True)]
     assert asked(wide, forbidden=Tensor(np.zeros((1, 1, 1, 4), bool))) == 1
 
 
@@ -254,6 +255,11 @@ def test_which_attention_a_chip_has(ascend, monkeypatch):
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindpangu")
     with pytest.raises(UserError, match=r"operator package is not installed; build it with .*build.sh --install"):
         runtime._check_ascend()
+    assert runtime.ascend_scores() == "half"
+    with monkeypatch.context() as patch:
+        patch.setenv("MINDPANGU_ASCEND_SCORES", "int8")
+        with pytest.raises(UserError, match="unknown; allowed: half, fp32"):
+            runtime.ascend_scores()
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "fast")
     with pytest.raises(UserError, match="unknown; allowed: mindspore, mindpangu, composed"):
         runtime.ascend_attention()

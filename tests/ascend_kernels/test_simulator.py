@@ -27,12 +27,16 @@ CUBE, VECTOR, TILING = "attention_cube.h", "attention_vector.h", "attention_tili
 # What is wrong; file, text, what stands there instead; what is said; and, where it matters, the type.
 BUGS = [
     ("a vector instruction does not wait for the one before", FORWARD,
-     "Muls(tile, tile, t_.scale, static_cast<int32_t>(count_ * n16));\n            PipeBarrier<PIPE_V>();",
-     "Muls(tile, tile, t_.scale, static_cast<int32_t>(count_ * n16));", "may still be writing"),
+     "Muls(scores, scores, S(t_.scale), size);\n        PipeBarrier<PIPE_V>();",
+     "Muls(scores, scores, S(t_.scale), size);", "may still be writing"),
+    ("exp does not wait for the cast", FORWARD,
+     "Cast(strip, scores, RoundMode::CAST_NONE, rows * visible.whole);\n            PipeBarrier<PIPE_V>();",
+     "Cast(strip, scores, RoundMode::CAST_NONE, rows * visible.whole);", "may still be writing"),
+    ("products of a span are not summed", FORWARD, "n16, i == 0);", "n16, true);", "WRONG"),
     ("sums in L0C do not wait for each other", CUBE, "PipeBarrier<PIPE_M>();", "", "may still be writing"),
     ("a tile is never enqueued", FORWARD, "keys_in_.EnQue(keys);", "", "DeQue: nothing is enqueued"),
-    ("a tile is used while it is enqueued", FORWARD, "tile = tile_in_.template DeQue<float>();\n            Muls",
-     "Muls", "which is enqueued"),
+    ("a tile is used while it is enqueued", FORWARD,
+     "scores = scores_in_.template DeQue<S>();\n            const Visible", "const Visible", "which is enqueued"),
     ("a tile is never freed", FORWARD, "keys_in_.FreeTensor(keys);", "", "AllocTensor: all 2 buffers"),
     ("a tile is still in use at the end", FORWARD, "        queries_in_.FreeTensor(queries);\n    }",
      "        if (line_ + rows_ < t_.heads * t_.queries) {\n"
@@ -53,9 +57,9 @@ BUGS = [
     ("the flag is set before the copy it stands for", FORWARD, "CrossCoreSetFlag<PAIRED, PIPE_MTE3>(PROBABILITIES);",
      "CrossCoreSetFlag<PAIRED, PIPE_V>(PROBABILITIES);", "may still be writing"),
     ("a flag that does not exist", CUBE, "PRODUCTS = 2;", "PRODUCTS = 12;", "flag 12; 0 to 10"),
-    ("both slots of the workspace are one", FORWARD, "scores_[j % SLOTS * t_.rows * t_.columns], scores",
-     "scores_[0], scores", "may still be"),
-    ("more UB than there is", FORWARD, "pipe.InitBuffer(tile_in_, 2,", "pipe.InitBuffer(tile_in_, 40,",
+    ("both slots of the workspace are one", FORWARD, "scores_[slot(j) + first], scores",
+     "scores_[first], scores", "may still be"),
+    ("more UB than there is", FORWARD, "pipe.InitBuffer(scores_in_, 2,", "pipe.InitBuffer(scores_in_, 255,",
      "InitBuffer: .* of UB in use"),
     ("more L0C than there is", FORWARD, "pipe.InitBuffer(product_, 2,", "pipe.InitBuffer(product_, 40,",
      "InitBuffer: .* of L0C in use"),
@@ -63,28 +67,30 @@ BUGS = [
      "line = (up(half, BLOCK) + 1) * sizeof(float);", "not a positive multiple of 32"),
     ("an operand that is not aligned", VECTOR, "tile[c], tile[c], numbers, mask, rows, strides",
      "tile[c + 1], tile[c + 1], numbers, mask, rows, strides", "not a multiple of 32"),
-    ("keys are read beyond the last", FORWARD, "load_tile(keys, k_[key_ + uint64_t(j) * t_.columns * pitch_], n,",
-     "load_tile(keys, k_[key_ + uint64_t(j) * t_.columns * pitch_], t_.columns,", "of k, whose tensor has"),
-    ("what pads a tile is left as it was", CUBE, "InitConstValue(tile[(whole_rows - FRACTAL) * FRACTAL], last);", "",
+    ("keys are read beyond the last", FORWARD, "load_tile(keys, k_[key_ + uint64_t(j * seen_ + first) * pitch_], n,",
+     "load_tile(keys, k_[key_ + uint64_t(j * seen_ + first) * pitch_], t_.columns,", "of k, whose tensor has"),
+    ("what pads a tile is left as it was", CUBE, "InitConstValue(words[(whole_rows - FRACTAL) * FRACTAL], last);", "",
      "which nothing has written"),
     ("a sum begins with what L0C held", BACKWARD, "n16, j == begin_);", "n16, false);", "which nothing has written"),
-    ("more numbers than an instruction takes", TILING, "STEP = 64;", "STEP = 128;", "mask"),
+    ("more numbers than an instruction takes", VECTOR, "mask = smaller(LANES<S>, columns - c);",
+     "mask = columns - c;", "mask"),
     ("a result is written twice", FORWARD, "o_[query_ + uint64_t(own_) * pitch_]", "o_[query_]", "a second time"),
     ("a row is never written", FORWARD, "store_rows(lse_[line_ + own_], line, 1, count_, up(count_, BLOCK), count_);",
      "store_rows(lse_[line_ + own_], line, 1, count_ - 1, up(count_, BLOCK), count_);", "was never written"),
     ("the target's type is not asked for", CUBE, "store.quantPre = QuantMode_t::F322F16;", "", "Fixpipe: quantPre"),
-    ("bfloat16_t is transposed as it is", CUBE, "template ReinterpretCast<half>()", "template ReinterpretCast<T>()",
+    ("bfloat16_t is transposed as it is", CUBE, "right.template ReinterpretCast<half>();\n        auto source = b.template ReinterpretCast<half>();",
+     "right.template ReinterpretCast<T>();\n        auto source = b.template ReinterpretCast<T>();",
      "ifTranspose is for half", "bfloat16_t"),
     ("a type that an instruction does not take", FORWARD, "Cast(out, picture, RoundMode::CAST_RINT, count_ * d_);",
      "Cast(out, picture, RoundMode::CAST_RINT, count_ * d_);\n        Exp(out, out, 16);",
      "vector arithmetic takes half and float", "bfloat16_t"),
     ("the wrong way of rounding", FORWARD,
-     "Cast(out, tile, RoundMode::CAST_RINT", "Cast(out, tile, RoundMode::CAST_NONE",
+     "Cast(out, strip, RoundMode::CAST_RINT", "Cast(out, strip, RoundMode::CAST_NONE",
      "Cast: CAST_RINT to 16 bits"),
     ("every key is the first", CUBE, "load.srcStride = 1;", "load.srcStride = 0;", "WRONG"),
     ("earlier tiles keep their weight", FORWARD, "by_row<By::MUL>(picture, blocks, count_, d_);", "", "WRONG"),
     ("what is hidden counts", FORWARD,
-     "visible.hide_others(tile, LOWEST, count_);", "visible.hide_others(tile, 0.0f, count_);",
+     "visible.hide_others(strip, 0.0f, rows);", "visible.hide_others(strip, 1.0f, rows);",
      "WRONG"),
     ("a tile that may not change is freed", BACKWARD, "free_lines(LocalTensor<float>* lines)",
      "free_lines(const LocalTensor<float>* lines)", "qualifiers"),
@@ -106,23 +112,25 @@ BUGS = [
      "nothing has written"),
     ("the gradient of scores is not scaled", BACKWARD, "Muls(ds, ds, t_.scale, size);", "PipeBarrier<PIPE_V>();",
      "WRONG"),
-    ("both vector cores take the first rows", FORWARD, "scores_[slot + own_ * t_.columns]", "scores_[slot]", "WRONG"),
+    ("both vector cores take the first rows", FORWARD, "slot(j) + (own_ + first) * seen_",
+     "slot(j) + first * seen_", "WRONG|may still be|nothing has written"),
     ("the greatest so far is forgotten", FORWARD, "Adds(maximum, fresh, 0.0f, lines);", "", "WRONG"),
-    ("the sum keeps its old weight", FORWARD, "Mul(sum, sum, factor, lines);", "", "WRONG"),
+    ("the sum keeps its old weight", FORWARD, "Mul(sum, sum, factor, static_cast<int32_t>(up(rows, BLOCK)));", "",
+     "WRONG"),
     ("all cores share one workspace", FORWARD, "core * forward_plan", "(core & 0) * forward_plan",
      "may still be|WRONG"),
     ("rows of a product are packed", CUBE, "store.dstStride = pitch;", "store.dstStride = columns;",
-     "WRONG|nothing has written|second time"),
+     "WRONG|nothing has written|second time|may still be"),
     ("delta is left out", BACKWARD, "minus(ds, lines[1], 1, n, n16);", "PipeBarrier<PIPE_V>();", "WRONG"),
 ]  # fmt: skip
 
 
 def run(folder, name, dtype):
-    """The kernel that a bug sits in, on lengths with tails, three tiles a row and a width with a tail."""
+    """The kernel that a bug sits in, on lengths with tails, three spans a row and a width with a tail."""
     rng = np.random.default_rng(0)
     heads = 2
     q, k, v, do = (rounded(rng.standard_normal((1, length, heads * 40)), dtype) for length in (150, 250, 250, 150))
-    tiling = settings(q, k, heads, (32, 96), False, 40**-0.5)
+    tiling = settings(q, k, heads, (32, 48, 2, 8), False, 40**-0.5, half=True)
     right = reference(q, k, v, tiling, do)
     if name == BACKWARD:
         delta = (split(rounded(right[0], dtype), heads) * split(do, heads)).sum(-1).astype(np.float32)

@@ -9,6 +9,7 @@ import pytest
 
 from mindpangu.ascend_kernels.tiling import (
     ASCEND_910B,
+    ForwardTile,
     backward_plan,
     backward_tile,
     estimate_backward,
@@ -33,12 +34,16 @@ def of(tile, plan):
 
 
 def test_python_and_cpp_agree_on_ten_thousand_shapes(shapes, tmp_path):
-    out = np.zeros((COUNT, 16), np.uint64)
+    out = np.zeros((COUNT, 28), np.uint64)
     pointer = ctypes.POINTER(ctypes.c_uint32)
     build("tiling.cpp", tmp_path).tilings(shapes.ctypes.data_as(pointer), COUNT, out.ctypes.data_as(ctypes.c_void_p))
     for (s, t, d), row in zip(shapes.tolist(), out.tolist()):
-        forth, back = forward_tile(s, t, d), backward_tile(s, t, d)
-        assert row == of(forth, forward_plan(d, *forth)) + of(back, backward_plan(d, *back, 2)), (s, t, d)
+        wanted = []
+        for score in (2, 4):
+            tile = forward_tile(s, t, d, score)
+            wanted += [tile.span, tile.strip, *of(tile[:2], forward_plan(d, tile, score))]
+        back = backward_tile(s, t, d)
+        assert row == wanted + of(back, backward_plan(d, *back, 2)), (s, t, d)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,9 @@ def test_the_host_takes_the_tile_and_as_many_cores_as_have_work(host, backward):
     assert host.tile(backward, three(q, k), 3, ctypes.byref(tiling), launch) == 0
     tile = (backward_tile if backward else forward_tile)(200, 77, 40)
     assert (tiling.batch, tiling.heads, tiling.queries, tiling.keys, tiling.width) == (2, 3, 200, 77, 40)
-    assert (tiling.rows, tiling.columns, tiling.causal, tiling.scale) == (*tile, 0, 0.5)
-    plan = backward_plan(40, *tile, 2) if backward else forward_plan(40, *tile)
+    assert (tiling.rows, tiling.columns, tiling.causal, tiling.scale) == (*tile[:2], 0, 0.5)
+    assert backward or (tiling.span, tiling.strip, tiling.half_scores) == (*tile[2:], 1)
+    plan = backward_plan(40, *tile, 2) if backward else forward_plan(40, tile, 2)
     cores = min(24, 2 * 3 * -(-200 // tile[0]))
     assert list(launch) == [cores, 2**24 + cores * plan.workspace]
     assert host.described(backward) == 2  # 910b and 910_93, every input made contiguous
@@ -91,7 +97,7 @@ def test_the_forward_operator_says_its_shapes(host):
 def test_every_tile_fits_and_none_that_is_larger_in_both_ways_would(shapes):
     for s, t, d in shapes[:500].tolist():
         for tile, plan, most in (
-            (forward_tile(s, t, d), forward_plan, (s, t)),
+            (forward_tile(s, t, d)[:2], lambda d, r, c: forward_plan(d, ForwardTile(r, c, 1, 8), 2), (s, t)),
             (backward_tile(s, t, d), lambda *x: backward_plan(*x, 2), (max(s, t),) * 2),
         ):
             assert plan(d, *tile).fits(ASCEND_910B)
@@ -102,7 +108,7 @@ def test_every_tile_fits_and_none_that_is_larger_in_both_ways_would(shapes):
 
 
 def test_no_tile_fits_heads_that_are_too_wide():
-    assert forward_tile(64, 64, 4096) == (0, 0)
+    assert forward_tile(64, 64, 4096) == (0, 0, 0, 0)
 
 
 def test_estimates_grow_with_the_work_and_name_what_bounds_them():

@@ -41,12 +41,12 @@ struct Call {
 }  // namespace
 
 extern "C" int Forward(int count, void** values, int*, int64_t** shapes, const char**, void*, void*) {
-    if (count != 8) {
+    if (count != 9) {
         return 1;
     }
     const Call call(shapes, values + 3);
     const float *q = static_cast<float*>(values[0]), *k = static_cast<float*>(values[1]), *v = static_cast<float*>(values[2]);
-    float *o = static_cast<float*>(values[6]), *lse = static_cast<float*>(values[7]);
+    float *o = static_cast<float*>(values[7]), *lse = static_cast<float*>(values[8]);
     call.rows([&](int64_t n, int64_t h, int64_t i) {
         float sum = 0;
         std::vector<float> out(call.width, 0.0f);

@@ -7,7 +7,8 @@ extern "C" int simulate(void* q, void* k, void* v, void* o, float* lse, const At
     sim::Device device;
     const size_t width = size_t(tiling->heads) * tiling->width, item = sizeof(DTYPE_Q);
     const size_t queries = size_t(tiling->batch) * tiling->queries, keys = size_t(tiling->batch) * tiling->keys;
-    const size_t space = attention::forward_plan(tiling->width, tiling->rows, tiling->columns).workspace * blocks;
+    const size_t space = attention::forward_plan(tiling->width, {tiling->rows, tiling->columns, tiling->span, tiling->strip},
+                                                 tiling->half_scores ? 2 : 4).workspace * blocks;
     std::vector<uint8_t> workspace(space);
     device.add("q", q, queries * width * item, sim::Memory::INPUT);
     device.add("k", k, keys * width * item, sim::Memory::INPUT);

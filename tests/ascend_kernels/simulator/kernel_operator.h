@@ -1056,6 +1056,10 @@ void Adds(const LocalTensor<T>& dst, const LocalTensor<T>& src, T scalar, int32_
     internal::unary(dst, src, count, "Adds", [scalar](T a) { return a + scalar; });
 }
 template <typename T>
+void Mins(const LocalTensor<T>& dst, const LocalTensor<T>& src, T scalar, int32_t count) {
+    internal::unary(dst, src, count, "Mins", [scalar](T a) { return a < scalar ? a : scalar; });
+}
+template <typename T>
 void Exp(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t count) {
     internal::unary(dst, src, count, "Exp", [](T a) { return T(std::exp(float(a))); });
 }

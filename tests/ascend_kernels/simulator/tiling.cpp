@@ -13,11 +13,15 @@ uint64_t* write(uint64_t* out, const attention::Tile& tile, const attention::Pla
 }
 }  // namespace
 
-// For each of `count` shapes (queries, keys, width): tile and plan of the forward kernel, then of the backward one.
+// For each of `count` shapes (queries, keys, width): tile and plan of the forward kernel with scores in half and in float, then of the backward one.
 extern "C" void tilings(const uint32_t* shapes, uint32_t count, uint64_t* out) {
     for (uint32_t i = 0; i < count; ++i, shapes += 3) {
-        const auto forward = attention::forward_tile(shapes[0], shapes[1], shapes[2]);
-        out = write(out, forward, attention::forward_plan(shapes[2], forward.rows, forward.columns));
+        for (uint32_t score : {2, 4}) {
+            const auto forward = attention::forward_tile(shapes[0], shapes[1], shapes[2], score);
+            *out++ = forward.span;
+            *out++ = forward.strip;
+            out = write(out, {forward.rows, forward.columns}, attention::forward_plan(shapes[2], forward, score));
+        }
         const auto backward = attention::backward_tile(shapes[0], shapes[1], shapes[2]);
         out = write(out, backward, attention::backward_plan(shapes[2], backward.rows, backward.columns, 2));
     }

@@ -8,9 +8,17 @@ static ge::graphStatus ForwardTiling(gert::TilingContext* context) {
     if (read != ge::GRAPH_SUCCESS) {
         return read;
     }
-    const attention::Tile tile = attention::forward_tile(tiling.queries, tiling.keys, tiling.width);
-    const uint64_t workspace = attention::forward_plan(tiling.width, tile.rows, tile.columns).workspace;
-    return Launch(context, tiling, tile, workspace, Tasks(tiling, tiling.queries, attention::larger(tile.rows, 1)));
+    const bool* half_scores = context->GetAttrs()->GetAttrPointer<bool>(3);
+    if (half_scores == nullptr) {
+        return ge::GRAPH_FAILED;
+    }
+    const uint32_t score = *half_scores ? 2 : 4;
+    const attention::ForwardTile tile = attention::forward_tile(tiling.queries, tiling.keys, tiling.width, score);
+    const uint64_t workspace = attention::forward_plan(tiling.width, tile, score).workspace;
+    tiling.span = tile.span;
+    tiling.strip = tile.strip;
+    tiling.half_scores = *half_scores ? 1 : 0;
+    return Launch(context, tiling, {tile.rows, tile.columns}, workspace, Tasks(tiling, tiling.queries, attention::larger(tile.rows, 1)));
 }
 }  // namespace optiling
 
@@ -42,6 +50,7 @@ public:
         this->Attr("heads").AttrType(REQUIRED).Int();
         this->Attr("scale").AttrType(REQUIRED).Float();
         this->Attr("causal").AttrType(REQUIRED).Bool();
+        this->Attr("half_scores").AttrType(REQUIRED).Bool();
         this->SetInferShape(ge::ForwardShape).SetInferDataType(ge::ForwardType);
         this->AICore().SetTiling(optiling::ForwardTiling);
         for (const char* chip : {"ascend910b", "ascend910_93"}) {

@@ -15,6 +15,9 @@ struct AttentionTiling {
     uint32_t columns;  // of a tile of scores; a multiple of 16
     uint32_t causal;   // 1: query i sees keys 0 … i
     float scale;       // usually 1/√D
+    uint32_t span;     // forward: tiles of keys whose products with values are summed in L0C
+    uint32_t strip;    // forward: rows whose softmax a vector core takes at once; a multiple of 8
+    uint32_t half_scores;  // forward: 1: scores leave the cube in half, 0: in float
 };
 
 namespace attention {
@@ -23,6 +26,7 @@ constexpr uint32_t FRACTAL = 16;     // side of the cube unit's blocks
 constexpr uint32_t SLOTS = 2;        // tiles under way between the cube and the vector cores
 constexpr uint32_t STEP = 64;        // float numbers a vector instruction takes at once
 constexpr uint32_t BLOCK = 8;        // float numbers in 32 bytes
+constexpr uint32_t SPAN = 8;         // tiles of keys at most whose products are summed
 constexpr uint32_t L1 = 512 * 1024 - 256;
 constexpr uint32_t L0 = 64 * 1024;
 constexpr uint32_t L0C = 128 * 1024;
@@ -44,19 +48,28 @@ struct Plan {
     bool fits() const { return l1 <= L1 && l0a <= L0 && l0b <= L0 && l0c <= L0C && ub <= UB; }
 };
 
-// Forward: scores (rows × columns) and products (rows × width) leave the cube, probabilities come back.
-constexpr Plan forward_plan(uint32_t width, uint32_t rows, uint32_t columns) {
-    const uint32_t d = up(width, FRACTAL), wide = larger(d, columns), half = first_half(rows);
+struct ForwardTile {
+    uint32_t rows, columns, span, strip;
+    constexpr uint32_t size() const { return rows * columns; }
+};
+
+// Forward: scores (rows × span · columns, of `score` bytes) and products (rows × width) leave the cube, probabilities
+// come back.
+constexpr Plan forward_plan(uint32_t width, const ForwardTile& tile, uint32_t score) {
+    const uint32_t d = up(width, FRACTAL), wide = larger(d, tile.columns), half = first_half(tile.rows);
+    const uint32_t seen = tile.span * tile.columns;
     return Plan{
-        2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),  // queries, keys and values, probabilities
-        2 * 2 * rows * wide,
-        2 * 2 * columns * d,
-        2 * 4 * rows * wide,
-        2 * 4 * half * wide + 2 * 2 * half * wide  // tiles in, tiles out
-            + 4 * half * d                         // the picture so far
-            + 2 * 4 * up(half, BLOCK)              // log-sum-exp out
-            + (7 + BLOCK) * 4 * up(half, BLOCK),   // maximum, sum, two factors, spare, broadcast
-        up(SLOTS * (4 * rows * columns + 2 * rows * columns + 4 * rows * d), 512)};
+        2 * (2 * tile.rows * d + 2 * 2 * tile.columns * d + 2 * tile.size()),  // queries, keys, values, probabilities
+        2 * 2 * tile.rows * wide,
+        2 * 2 * tile.columns * d,
+        2 * 4 * tile.rows * wide,
+        (2 * score + (score == 2 ? 4 : 0)) * tile.strip * seen  // scores in, and from half in float
+            + 2 * 2 * larger(tile.strip * seen, half * d)       // probabilities or the picture out
+            + 2 * 4 * half * d + 4 * half * d                   // products in, the picture so far
+            + 4 * tile.strip * STEP                             // rows folded to one step
+            + 2 * 4 * up(half, BLOCK)                           // log-sum-exp out
+            + (7 + BLOCK) * 4 * up(half, BLOCK),                // maximum, sum, two factors, three spare, broadcast
+        up(SLOTS * ((score + 2) * tile.rows * seen + 4 * tile.rows * d), 512)};
 }
 
 // Backward, one pass: two tiles of scores leave the cube, two come back, `sums` results stay in L0C till the end.
@@ -96,8 +109,26 @@ constexpr Tile largest(uint32_t rows, uint32_t columns, Fits fits) {
     return best;
 }
 
-constexpr Tile forward_tile(uint32_t queries, uint32_t keys, uint32_t width) {
-    return largest(queries, keys, [width](Tile t) { return forward_plan(width, t.rows, t.columns).fits(); });
+// First the tile, then as many as fit whose products are summed, then as many rows at once.
+constexpr ForwardTile forward_tile(uint32_t queries, uint32_t keys, uint32_t width, uint32_t score) {
+    const Tile tile = largest(queries, keys, [width, score](Tile t) {
+        return forward_plan(width, ForwardTile{t.rows, t.columns, 1, BLOCK}, score).fits();
+    });
+    ForwardTile best{tile.rows, tile.columns, 1, BLOCK};
+    if (tile.size() == 0) {
+        return ForwardTile{0, 0, 0, 0};
+    }
+    // At least two spans, where there are two tiles: the cube makes one's scores during the other's softmax.
+    const uint32_t tiles = (keys + tile.columns - 1) / tile.columns;
+    for (uint32_t span = smaller(SPAN, (tiles + 1) / 2); span > 1 && best.span == 1; --span) {
+        const ForwardTile wider{tile.rows, tile.columns, span, BLOCK};
+        best = forward_plan(width, wider, score).fits() ? wider : best;
+    }
+    for (uint32_t strip = 2 * BLOCK; strip <= up(first_half(tile.rows), BLOCK); strip *= 2) {
+        const ForwardTile higher{tile.rows, tile.columns, best.span, strip};
+        best = forward_plan(width, higher, score).fits() ? higher : best;
+    }
+    return best;
 }
 
 // One tile for both passes of the backward kernel: the fuller one, over keys, decides.

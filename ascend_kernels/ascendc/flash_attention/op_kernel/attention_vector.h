@@ -9,14 +9,22 @@ namespace attention {
 
 using namespace AscendC;
 
-constexpr float LOWEST = -1e30f;  // a score that counts nothing, and from which exp() still gives a number
+// A score that counts nothing, and from which exp() still gives a number.
+constexpr float LOWEST = -1e30f, LOWEST_HALF = -65504.0f;
+
+template <typename S>
+__aicore__ inline S lowest() {
+    return S(IsSameType<S, half>::value ? LOWEST_HALF : LOWEST);
+}
 
 // `rows` rows of `columns` numbers, `pitch` apart in global memory, one after the other in UB.
-__aicore__ inline void load_rows(const LocalTensor<float>& target, const GlobalTensor<float>& source, uint32_t rows,
+// S: half or float.
+template <typename S>
+__aicore__ inline void load_rows(const LocalTensor<S>& target, const GlobalTensor<S>& source, uint32_t rows,
                                  uint32_t columns, uint32_t pitch) {
-    DataCopyExtParams copy(static_cast<uint16_t>(rows), static_cast<uint32_t>(columns * sizeof(float)),
-                           static_cast<uint32_t>((pitch - columns) * sizeof(float)), 0, 0);
-    DataCopyPad(target, source, copy, DataCopyPadExtParams<float>(false, 0, 0, 0.0f));
+    DataCopyExtParams copy(static_cast<uint16_t>(rows), static_cast<uint32_t>(columns * sizeof(S)),
+                           static_cast<uint32_t>((pitch - columns) * sizeof(S)), 0, 0);
+    DataCopyPad(target, source, copy, DataCopyPadExtParams<S>(false, 0, 0, S(0)));
 }
 
 // The other way round; `columns` of the `whole` numbers that a row has in UB.
@@ -29,16 +37,23 @@ __aicore__ inline void store_rows(const GlobalTensor<T>& target, const LocalTens
     DataCopyPad(target, source, copy);
 }
 
-enum class By { SUB, MUL, DIV };
+// Numbers that a vector instruction takes at once, and that 32 bytes hold.
+template <typename S>
+constexpr uint32_t LANES = 256 / sizeof(S);
+template <typename S>
+constexpr uint32_t IN_BLOCK = 32 / sizeof(S);
 
-// rows (rows × columns) op= a number for each row, which stands in a block of eight of `numbers`.
-template <By OP>
-__aicore__ inline void by_row(const LocalTensor<float>& tile, const LocalTensor<float>& numbers, uint32_t rows,
+enum class By { SUB, MUL, DIV };
+enum class Fold { MAX, SUM };
+
+// rows (rows × columns) op= a number for each row, which stands in a block of 32 bytes of `numbers`.
+template <By OP, typename S>
+__aicore__ inline void by_row(const LocalTensor<S>& tile, const LocalTensor<S>& numbers, uint32_t rows,
                               uint32_t columns) {
-    const uint8_t pitch = static_cast<uint8_t>(columns / BLOCK);
+    const uint8_t pitch = static_cast<uint8_t>(columns / IN_BLOCK<S>);
     const BinaryRepeatParams strides(1, 1, 0, pitch, pitch, 1);
-    for (uint32_t c = 0; c < columns; c += STEP) {
-        const uint64_t mask = smaller(STEP, columns - c);
+    for (uint32_t c = 0; c < columns; c += LANES<S>) {
+        const uint64_t mask = smaller(LANES<S>, columns - c);
         if constexpr (OP == By::SUB) {
             Sub(tile[c], tile[c], numbers, mask, rows, strides);
         } else if constexpr (OP == By::MUL) {
@@ -47,6 +62,32 @@ __aicore__ inline void by_row(const LocalTensor<float>& tile, const LocalTensor<
             Div(tile[c], tile[c], numbers, mask, rows, strides);
         }
     }
+}
+
+// A number for each row of `tile` (rows × columns): its greatest or its sum. `folded` has room for rows × LANES.
+template <Fold OP, typename S>
+__aicore__ inline void fold_rows(const LocalTensor<S>& numbers, const LocalTensor<S>& tile, const LocalTensor<S>& folded,
+                                 uint32_t rows, uint32_t columns) {
+    const uint8_t pitch = static_cast<uint8_t>(columns / IN_BLOCK<S>), own = LANES<S> / IN_BLOCK<S>;
+    const BinaryRepeatParams strides(1, 1, 1, own, own, pitch);
+    Duplicate(folded, OP == Fold::MAX ? lowest<S>() : S(0), static_cast<int32_t>(rows * LANES<S>));
+    PipeBarrier<PIPE_V>();
+    for (uint32_t c = 0; c < columns; c += LANES<S>) {
+        const uint64_t mask = smaller(LANES<S>, columns - c);
+        if constexpr (OP == Fold::MAX) {
+            Max(folded, folded, tile[c], mask, rows, strides);
+        } else {
+            Add(folded, folded, tile[c], mask, rows, strides);
+        }
+        PipeBarrier<PIPE_V>();
+    }
+    const int32_t lanes = LANES<S>, repeats = static_cast<int32_t>(rows);
+    if constexpr (OP == Fold::MAX) {
+        WholeReduceMax(numbers, folded, lanes, repeats, 1, 1, own, ReduceOrder::ORDER_ONLY_VALUE);
+    } else {
+        WholeReduceSum(numbers, folded, lanes, repeats, 1, 1, own);
+    }
+    PipeBarrier<PIPE_V>();
 }
 
 // Each of the first `columns` of `whole` columns −= a number.
@@ -59,19 +100,25 @@ __aicore__ inline void minus_columns(const LocalTensor<float>& tile, const Local
     }
 }
 
-// numbers → blocks of eight equal ones, as by_row wants them.
-__aicore__ inline void broadcast(const LocalTensor<float>& blocks, const LocalTensor<float>& numbers, uint32_t rows) {
+// numbers → blocks of equal ones, as by_row wants them.
+template <typename S>
+__aicore__ inline void broadcast(const LocalTensor<S>& blocks, const LocalTensor<S>& numbers, uint32_t rows) {
     Brcb(blocks, numbers, static_cast<uint8_t>((rows + BLOCK - 1) / BLOCK), BrcbRepeatParams(1, BLOCK));
 }
 
+// The `n` lowest bits, at most all.
+__aicore__ inline uint64_t bits(uint32_t n) { return n >= 64 ? ~uint64_t(0) : (uint64_t(1) << n) - 1; }
+
 // Columns first … last − 1 of `rows` rows become `value`.
-__aicore__ inline void fill_columns(const LocalTensor<float>& tile, float value, uint32_t rows, uint32_t columns,
-                                    uint32_t first, uint32_t last) {
-    for (uint32_t c = first / STEP * STEP; c < last; c += STEP) {
-        const uint32_t from = first > c ? first - c : 0, to = smaller(STEP, last - c);
-        const uint64_t below = to == STEP ? ~uint64_t(0) : (uint64_t(1) << to) - 1;
-        uint64_t mask[2] = {below & ~((uint64_t(1) << from) - 1), 0};
-        Duplicate(tile[c], value, mask, static_cast<uint8_t>(rows), 1, static_cast<uint8_t>(columns / BLOCK));
+template <typename S>
+__aicore__ inline void fill_columns(const LocalTensor<S>& tile, S value, uint32_t rows, uint32_t columns, uint32_t first,
+                                    uint32_t last) {
+    const uint8_t pitch = static_cast<uint8_t>(columns / IN_BLOCK<S>);
+    for (uint32_t c = first / LANES<S> * LANES<S>; c < last; c += LANES<S>) {
+        const uint32_t from = first > c ? first - c : 0, to = smaller(LANES<S>, last - c);
+        uint64_t mask[2] = {bits(to) & ~bits(from),
+                            bits(to > 64 ? to - 64 : 0) & ~bits(from > 64 ? from - 64 : 0)};
+        Duplicate(tile[c], value, mask, static_cast<uint8_t>(rows), 1, pitch);
     }
 }
 
@@ -83,7 +130,8 @@ struct Visible {
     bool keys_are_rows;   // otherwise they are columns
     int32_t row, column;  // the places of the first ones
 
-    __aicore__ inline void hide_others(const LocalTensor<float>& tile, float value, uint32_t rows) const {
+    template <typename S>
+    __aicore__ inline void hide_others(const LocalTensor<S>& tile, S value, uint32_t rows) const {
         if (columns < whole) {
             fill_columns(tile, value, rows, whole, columns, whole);
         }
@@ -93,7 +141,7 @@ struct Visible {
         PipeBarrier<PIPE_V>();
         for (uint32_t i = 0; i < rows; ++i) {
             const int32_t own = row + static_cast<int32_t>(i) - column;  // the column of its own place
-            const LocalTensor<float> line = tile[i * whole];
+            const LocalTensor<S> line = tile[i * whole];
             const int32_t last = static_cast<int32_t>(columns);
             if (keys_are_rows && own > 0) {
                 fill_columns(line, value, 1, whole, 0, own < last ? own : last);
