@@ -29,7 +29,8 @@ def installed() -> bool:
     return any((folder / "op_api" / "include" / HEADER).is_file() for folder in folders)
 
 
-SETTINGS = (("heads", "int"), ("scale", "double"), ("causal", "bool"))
+SETTINGS = (("heads", "int"), ("scale", "double"), ("causal", "bool"), ("half_scores", "bool"))
+ORDER = ("deterministic", "bool")
 
 
 def registration(
@@ -55,45 +56,59 @@ def registration(
 
 def forward_registration() -> Any:
     """Of the forward operator."""
-    attributes = (*SETTINGS, ("half_scores", "bool"))
-    return registration(FORWARD, ("q", "k", "v"), ("o", "lse"), ("lse",), attributes)
+    return registration(FORWARD, ("q", "k", "v"), ("o", "lse"), ("lse",))
 
 
 def backward_registration() -> Any:
     """Of the backward operator."""
     inputs, outputs = ("q", "k", "v", "grad", "lse", "delta"), ("dq", "dk", "dv")
-    return registration(BACKWARD, inputs, outputs, ("lse", "delta"))
+    return registration(BACKWARD, inputs, outputs, ("lse", "delta"), (*SETTINGS, ORDER))
 
 
 def gradients(
-    backward: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, causal: bool, out: Any, dout: Any
+    backward: Callable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    scale: float,
+    causal: bool,
+    half_scores: bool,
+    deterministic: bool,
+    out: Any,
+    dout: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv by a backward operator, from the forward one's (o, lse) and the gradient of o; lse has none."""
+    """dq, dk, dv by a backward operator, from the forward one's (o, lse) and the gradient of o; lse has none.
+
+    Gradients of scores are kept in half only where q is: those of bfloat16 may be smaller than half holds.
+    """
     o, lse, grad = out[0], out[1], dout[0]
     n, s, channels = o.shape
     products = o.astype(mstype.float32) * grad.astype(mstype.float32)
     delta = products.reshape((n, s, heads, channels // heads)).sum(-1).transpose((0, 2, 1))
-    return backward(q, k, v, grad.astype(q.dtype), lse, delta, heads, scale, causal)
+    half = half_scores and q.dtype == mstype.float16
+    return backward(q, k, v, grad.astype(q.dtype), lse, delta, heads, scale, causal, half, deterministic)
 
 
 @cache
-def operator(heads: int, scale: float, causal: bool, half_scores: bool) -> Any:
-    """(q (N, S, H·D), k, v (N, T, H·D), and these four again) -> (o (N, S, H·D), lse (N, H, S) float32).
+def operator(heads: int, scale: float, causal: bool, half_scores: bool, deterministic: bool = False) -> Any:
+    """(q (N, S, H·D), k, v (N, T, H·D), and the first four again) -> (o (N, S, H·D), lse (N, H, S) float32).
 
     `half_scores`: scores leave the cube cores in half, which takes less time, and none counts more than 65,504.
+    `deterministic`: gradients have equal bits each time, in two passes instead of one.
     The shape functions of `ops.Custom` see shapes alone, so there is an operator for each of these settings, told
     apart by an attribute.
     """
     backward = ops.Custom(
         BACKWARD,
-        lambda q, k, v, grad, lse, delta, heads, scale, causal: (q, k, v),
-        lambda q, k, v, grad, lse, delta, heads, scale, causal: (q, k, v),
+        lambda q, k, v, *others: (q, k, v),
+        lambda q, k, v, *others: (q, k, v),
         func_type="aot",
         reg_info=backward_registration(),
     )
 
     def bprop(q, k, v, heads_, scale_, causal_, half_scores_, out, dout):
-        dq, dk, dv = gradients(backward, q, k, v, heads, scale, causal, out, dout)
+        dq, dk, dv = gradients(backward, q, k, v, heads, scale, causal, half_scores, deterministic, out, dout)
         return dq, dk, dv, None, None, None, None
 
     forward = ops.Custom(
@@ -105,5 +120,5 @@ def operator(heads: int, scale: float, causal: bool, half_scores: bool) -> Any:
         reg_info=forward_registration(),
     )
     for made in (forward, backward):
-        made.add_prim_attr("settings", f"{heads} heads, {scale}, {causal}, {half_scores}")
+        made.add_prim_attr("settings", f"{heads} heads, {scale}, {causal}, {half_scores}, {deterministic}")
     return forward

@@ -14,6 +14,7 @@ FRACTAL = 16  # side of the cube unit's blocks
 SLOTS = 2  # tiles under way between the cube and the vector cores
 BLOCK = 8  # float numbers in 32 bytes
 STEP = 64  # float numbers a vector instruction takes at once
+WIDE = 32  # columns that a tile should have
 SPAN = 8  # tiles of keys at most whose products are summed
 SIDES = (128, 112, 96, 80, 64, 48, 32, 16)
 
@@ -105,29 +106,38 @@ def forward_plan(width: int, tile: ForwardTile, score: int) -> Plan:
     )
 
 
-def backward_plan(width: int, rows: int, columns: int, sums: int) -> Plan:
-    """What it takes in a pass of the backward kernel, in which `sums` results grow."""
+def backward_plan(width: int, rows: int, columns: int, sums: int, score: int, adds: bool) -> Plan:
+    """What it takes in a pass of the backward kernel, in which `sums` results grow; with `adds` dq is added to."""
     d, half = up(width, FRACTAL), first_half(rows)
     wide, vector = max(d, columns), up(max(half, columns), BLOCK)
     return Plan(
         l1=2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),
         l0a=2 * 2 * rows * wide,
-        l0b=2 * 2 * columns * d,
-        l0c=2 * 4 * rows * columns + sums * 4 * rows * d,
-        ub=2 * 2 * 4 * half * columns + 2 * 2 * half * columns + 2 * 2 * 4 * vector + 2 * BLOCK * 4 * up(half, BLOCK),
-        workspace=up(SLOTS * (2 * 4 * rows * columns + sums * 2 * rows * columns), 512),
+        l0b=2 * 2 * (max(rows, columns) if adds else columns) * d,
+        l0c=2 * 4 * columns * (max(rows, d) if adds else rows) + sums * 4 * rows * d,
+        ub=2 * (2 * score + (4 if score == 2 else 0)) * half * columns
+        + 2 * 2 * half * columns
+        + 2 * 2 * 4 * vector
+        + 2 * BLOCK * 4 * up(half, BLOCK),
+        workspace=up(SLOTS * (2 * score * rows * columns + sums * 2 * rows * columns), 512),
     )
 
 
+def _sides(rows: int, columns: int) -> set[tuple[int, int]]:
+    """All tiles, none larger than the data."""
+    return {(min(r, up(rows, FRACTAL)), min(c, up(columns, FRACTAL))) for r in SIDES for c in SIDES}
+
+
 def _largest(rows: int, columns: int, fits: Callable[[int, int], bool]) -> tuple[int, int]:
-    """The largest tile that fits, the wider of two equal ones, no larger than the data; (0, 0) where none does."""
-    best = (0, 0)
-    for r in SIDES:
-        for c in SIDES:
-            tile = min(r, up(rows, FRACTAL)), min(c, up(columns, FRACTAL))
-            if fits(*tile) and (tile[0] * tile[1], tile[1]) > (best[0] * best[1], best[1]):
-                best = tile
-    return best
+    """The largest tile that fits, the wider of two equal ones; (0, 0) where none does."""
+    tiles = [tile for tile in _sides(rows, columns) if fits(*tile)]
+    return max(tiles, key=lambda tile: (tile[0] * tile[1], tile[1]), default=(0, 0))
+
+
+def _tallest(rows: int, columns: int, fits: Callable[[int, int], bool]) -> tuple[int, int]:
+    """That of most rows, but not below WIDE columns, where there are as many; (0, 0) where none fits."""
+    tiles = [tile for tile in _sides(rows, columns) if fits(*tile)]
+    return max(tiles, key=lambda tile: (min(tile[1], WIDE), *tile), default=(0, 0))
 
 
 def forward_tile(queries: int, keys: int, width: int, score: int = 2, chip: Chip = ASCEND_910B) -> ForwardTile:
@@ -151,10 +161,16 @@ def forward_tile(queries: int, keys: int, width: int, score: int = 2, chip: Chip
     return ForwardTile(rows, columns, span, strip)
 
 
-def backward_tile(queries: int, keys: int, width: int, chip: Chip = ASCEND_910B) -> tuple[int, int]:
-    """Rows and columns of the backward kernel's, for both passes."""
+def backward_tile(
+    queries: int, keys: int, width: int, score: int = 2, deterministic: bool = False, chip: Chip = ASCEND_910B
+) -> tuple[int, int]:
+    """Rows (keys) and columns (queries) of the backward kernel's tiles; of the deterministic one's, for both passes."""
+
+    def fits(rows: int, columns: int) -> bool:
+        return backward_plan(width, rows, columns, 2, score, not deterministic).fits(chip)
+
     longer = max(queries, keys)
-    return _largest(longer, longer, lambda r, c: backward_plan(width, r, c, 2).fits(chip))
+    return _largest(longer, longer, fits) if deterministic else _tallest(keys, queries, fits)
 
 
 @dataclass(frozen=True)
@@ -192,7 +208,7 @@ class Estimate:
 # set and reduced, twice; on each of a product: factor, add.
 FORWARD_PASSES = {2: 6, 4: 6}
 FOLD_PASSES, PRODUCT_PASSES = 4, 2
-# Scale, minus lse, exp, minus delta, times p, scale, cast; once more a cast over keys.
+# Scale, minus lse, exp, minus delta, times p, scale, cast; once more a cast over keys; from half two casts more.
 BACKWARD_PASSES = (8, 7)
 
 
@@ -226,23 +242,33 @@ def estimate_forward(
 
 
 def estimate_backward(
-    batch: int, heads: int, queries: int, keys: int, width: int, chip: Chip = ASCEND_910B
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    width: int,
+    score: int = 2,
+    deterministic: bool = False,
+    chip: Chip = ASCEND_910B,
 ) -> Estimate:
-    """The backward kernel's least time: both passes."""
-    rows = backward_tile(queries, keys, width, chip)[0]
+    """The backward kernel's least time, in one pass or, `deterministic`, in two."""
+    rows = backward_tile(queries, keys, width, score, deterministic, chip)[0]
     d, heads_in_all = up(width, FRACTAL), batch * heads
     padded = heads_in_all * up(queries, FRACTAL) * up(keys, FRACTAL)
+    casts = 2 if score == 2 else 0
     cube = vector = exchange = 0.0
-    for height, length, sums, passes in (
-        (keys, queries, 2, BACKWARD_PASSES[0]),
-        (queries, keys, 1, BACKWARD_PASSES[1]),
-    ):
+    over_keys, over_queries = (keys, queries, 2, BACKWARD_PASSES[0]), (queries, keys, 1, BACKWARD_PASSES[1])
+    for height, length, sums, passes in (over_keys, over_queries) if deterministic else (over_keys,):
         blocks = -(-height // rows)
         uneven = _busiest(heads_in_all * blocks, chip)
-        cube += 2 * (2 + sums) * padded * d / chip.cube_flops * uneven
-        vector += passes * padded / 64 / chip.vector / chip.clock * uneven
-        again = 2 * (2 + sums) * heads_in_all * blocks * length * d
-        exchange += (2 * (2 * 4 + sums * 2) * padded + again) / chip.cache * uneven
+        products = 2 + sums + (0 if deterministic else 1)
+        cube += 2 * products * padded * d / chip.cube_flops * uneven
+        vector += (passes + casts) * padded / STEP / chip.vector / chip.clock * uneven
+        read = 2 * 2 * heads_in_all * blocks * length * d
+        added = 0 if deterministic else 2 * 4 * heads_in_all * blocks * length * d
+        exchange += (2 * (2 * score + sums * 2) * padded + read + added) / chip.cache * uneven
+    if not deterministic:
+        exchange += (4 + 4 + 2) * heads_in_all * queries * d / chip.cache
     return Estimate(
         flops=10 * heads_in_all * queries * keys * width,
         cube=cube,

@@ -18,10 +18,19 @@ from typing import Any
 import numpy as np
 
 from mindpangu import runtime
-from mindpangu.ascend_kernels.tiling import Estimate, backward_tile, estimate_backward, estimate_forward, forward_tile
+from mindpangu.ascend_kernels.tiling import (
+    Chip,
+    Estimate,
+    backward_tile,
+    estimate_backward,
+    estimate_forward,
+    forward_tile,
+)
 from mindpangu.bench.roofline import PANGU, TOKENS
 from mindpangu.cost.flops import attention_shape, unet_layers
 
+SCORES = {"half": 2, "float": 4}  # bytes
+CACHES = (7e12, 4.4e12)  # bytes/s of the 910B's L2: the documentation's, and what published kernels rather suggest
 OPERATOR, COMPOSED = "operator", "composed"
 PASSES = ("forward", "forward and backward")
 # Batch, heads, queries and keys, width: of the issue, of SD 1.5's smallest, of the zoo's UNet at 128 x 128.
@@ -36,15 +45,18 @@ class Case:
     shape: tuple[int, int, int, int, int]
     count: int
 
-    @property
-    def tiles(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of the forward and of the backward kernel's tiles."""
-        return forward_tile(*self.shape[2:]), backward_tile(*self.shape[2:])
-
-    @property
-    def estimates(self) -> tuple[Estimate, Estimate]:
-        """Forward and backward."""
-        return estimate_forward(*self.shape), estimate_backward(*self.shape)
+    def kernels(self, chip: Chip) -> dict[str, tuple[tuple[int, ...], Estimate]]:
+        """{kernel: its tile (rows, columns, and the forward's span and strip), its estimate}."""
+        found: dict[str, tuple[tuple[int, ...], Estimate]] = {}
+        lengths = self.shape[2:]
+        for scores, score in SCORES.items():
+            forward = forward_tile(*lengths, score, chip), estimate_forward(*self.shape, score, chip)
+            found[f"forward, {scores}"] = forward
+        for scores, score in SCORES.items():
+            backward = backward_tile(*lengths, score, False, chip), estimate_backward(*self.shape, score, False, chip)
+            found[f"backward, {scores}"] = backward
+        steady = backward_tile(*lengths, 4, True, chip), estimate_backward(*self.shape, 4, True, chip)
+        return {**found, "deterministic, float": steady}
 
 
 def cases(side: int, rows: int = 1) -> list[Case]:

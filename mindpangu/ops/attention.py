@@ -38,6 +38,11 @@ def _half_scores() -> bool:
     return runtime.ascend_scores() == "half"
 
 
+@constexpr
+def _deterministic() -> bool:
+    return bool(context.get_context("deterministic") == "ON")
+
+
 _kernel = constexpr(flash_attention.operator)
 
 
@@ -67,7 +72,8 @@ def attention(
     """
     back_end = _ascend_back_end()
     if back_end == "mindpangu" and forbidden is None:
-        kernel, half = _kernel(heads, scale, causal, _half_scores()), _half_scores()
+        half = _half_scores()
+        kernel = _kernel(heads, scale, causal, half, _deterministic())
         return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal, half)[0].astype(q.dtype)
     if back_end in ("mindspore", "mindpangu"):
         return _flash(q, k, v, heads, scale, causal, forbidden)

@@ -20,7 +20,7 @@ class Tiling(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("batch", "heads", "queries", "keys", "width")),
         *((name, ctypes.c_uint32) for name in ("rows", "columns", "causal")),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_uint32) for name in ("span", "strip", "half_scores")),
+        *((name, ctypes.c_uint32) for name in ("span", "strip", "half_scores", "deterministic")),
     ]
 
 
@@ -60,12 +60,21 @@ def _call(library: ctypes.CDLL, arrays: list[np.ndarray], tiling: Tiling, cores:
 
 
 def settings(
-    q: np.ndarray, k: np.ndarray, heads: int, tile: tuple[int, ...], causal: bool, scale: float, half: bool = False
+    q: np.ndarray,
+    k: np.ndarray,
+    heads: int,
+    tile: tuple[int, ...],
+    causal: bool,
+    scale: float,
+    half: bool = False,
+    deterministic: bool = False,
 ) -> Tiling:
     """The kernels' settings for q (N, S, H·D), k (N, T, H·D); `tile`: rows, columns, the forward's span and strip."""
     n, s, channels = q.shape
     rows, columns, span, strip = (*tile, 1, 8)[:4]
-    return Tiling(n, heads, s, k.shape[1], channels // heads, rows, columns, int(causal), scale, span, strip, int(half))
+    return Tiling(
+        n, heads, s, k.shape[1], channels // heads, rows, columns, int(causal), scale, span, strip, half, deterministic
+    )
 
 
 def forward(

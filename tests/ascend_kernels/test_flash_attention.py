@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.ascend_kernels.tiling import backward_tile, forward_tile
+from mindpangu.ascend_kernels.tiling import ASCEND_910B, backward_plan, backward_tile, forward_tile
 from tests.ascend_kernels.simulation import backward, forward, join, reference, rounded, settings, split, widened
 
 WIDTHS = (32, 40, 64, 80, 128, 160)
@@ -17,18 +17,21 @@ def error(got, wanted):
     return np.linalg.norm(widened(got) - wanted) / np.linalg.norm(wanted)
 
 
-def check(kernels, rng, shape, dtype="half", tiles=None, causal=False, cores=2, looser=1, half=True):
-    """Both kernels on random numbers of `shape` (batch, heads, queries, keys, width); `half`: scores in half."""
+def check(kernels, rng, shape, dtype="half", tiles=None, causal=False, cores=2, looser=1, half=True, two=False):
+    """Both kernels on random numbers of `shape` (batch, heads, queries, keys, width).
+
+    `half`: scores in half; `two`: the backward in two passes.
+    """
     n, heads, s, t, d = shape
     q, k, v, do = (rounded(rng.standard_normal((n, length, heads * d)), dtype) for length in (s, t, t, s))
-    forth, back = tiles or (forward_tile(s, t, d, 2 if half else 4), backward_tile(s, t, d))
+    forth, back = tiles or (forward_tile(s, t, d, 2 if half else 4), backward_tile(s, t, d, 2 if half else 4, two))
     tiling = settings(q, k, heads, forth, causal, d**-0.5, half)
     o, lse = forward(kernels("forward.cpp", dtype), q, k, v, tiling, cores)
     wanted = reference(q, k, v, tiling, do)
     assert error(o, wanted[0]) <= looser * FORWARD, shape
     np.testing.assert_allclose(lse, wanted[1], rtol=1e-4, atol=2e-3 if half else 1e-4)
     delta = (split(o, heads) * split(do, heads)).sum(-1).astype(np.float32)
-    tiling = settings(q, k, heads, back, causal, d**-0.5)
+    tiling = settings(q, k, heads, back, causal, d**-0.5, half, two)
     grads = backward(kernels("backward.cpp", dtype), [q, k, v, do, lse, delta], tiling, cores)
     for got, right in zip(grads, wanted[2:]):
         if np.linalg.norm(right) > 1e-9:  # of one key alone the gradients of queries and keys are rounding
@@ -48,8 +51,10 @@ def test_three_hundred_random_shapes(kernels):
         shape = some_shape(rng)
         small = [tuple(int(16 * rng.integers(1, 5)) for _ in range(2)) for _ in range(2)]
         small[0] += int(rng.integers(1, 4)), int(8 * rng.integers(1, 4))
-        tiles, half = (small, None)[int(rng.random() < 0.5)], bool(rng.random() < 0.5)
-        check(kernels, rng, shape, tiles=tiles, cores=int(rng.integers(1, 4)), half=half)
+        half, two, as_given = (bool(rng.random() < 0.5) for _ in range(3))
+        fits = backward_plan(shape[-1], *small[1], 2, 4, True).fits(ASCEND_910B)
+        tiles, cores = small if as_given and fits else None, int(rng.integers(1, 4))
+        check(kernels, rng, shape, tiles=tiles, cores=cores, half=half, two=two)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_mindspores_code_generator_takes_the_registration(which):
     inputs, outputs, _ = names(OPERATORS[name])
     types = CustomCodeGenerator().get_api_types_by_reg_info(info)
     tensors = ["aclTensor*"] * len(inputs), ["aclTensor*"] * len(outputs)
-    settings = ["int64_t", "double", "bool", *(["bool"] if which == "forward" else [])]
+    settings = ["int64_t", "double", *["bool"] * (2 if which == "forward" else 3)]
     assert types == [*tensors[0], *settings, *tensors[1], "int64_t*", "aclOpExecutor**"]
     assert CustomCodeGenerator().generate_callback_by_reg_info(f"aclnn{name}", info)
     assert [x["name"] for x in info["inputs"]] == inputs and [x["name"] for x in info["outputs"]] == outputs
@@ -83,8 +83,8 @@ def test_the_glue_asks_the_backward_operator_the_right_question():
     tiling = settings(q, k, 3, (16, 16), False, 0.3)
     o, lse, *wanted = reference(q, k, v, tiling, grad)
 
-    def backward(q, k, v, do, lse_, delta, heads, scale, causal):
-        assert (heads, round(scale, 6), causal) == (3, 0.3, False)
+    def backward(q, k, v, do, lse_, delta, heads, scale, *kind):
+        assert (heads, round(scale, 6), *kind) == (3, 0.3, False, False, True)  # no half scores of float32
         products = (o * grad).reshape(2, 5, 3, 8).sum(-1).transpose(0, 2, 1)
         np.testing.assert_allclose(delta.asnumpy(), products, atol=1e-5)
         np.testing.assert_allclose(lse_.asnumpy(), lse, atol=1e-5)
@@ -92,7 +92,7 @@ def test_the_glue_asks_the_backward_operator_the_right_question():
 
     out = Tensor(o.astype(np.float32)), Tensor(lse.astype(np.float32))
     dout = Tensor(grad), Tensor(np.zeros_like(lse, np.float32))
-    for got, right in zip(gradients(backward, *map(Tensor, (q, k, v)), 3, 0.3, False, out, dout), wanted):
+    for got, right in zip(gradients(backward, *map(Tensor, (q, k, v)), 3, 0.3, False, True, True, out, dout), wanted):
         np.testing.assert_allclose(got, right, atol=1e-5)
 
 

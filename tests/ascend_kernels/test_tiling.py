@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def of(tile, plan):
 
 
 def test_python_and_cpp_agree_on_ten_thousand_shapes(shapes, tmp_path):
-    out = np.zeros((COUNT, 28), np.uint64)
+    out = np.zeros((COUNT, 52), np.uint64)
     pointer = ctypes.POINTER(ctypes.c_uint32)
     build("tiling.cpp", tmp_path).tilings(shapes.ctypes.data_as(pointer), COUNT, out.ctypes.data_as(ctypes.c_void_p))
     for (s, t, d), row in zip(shapes.tolist(), out.tolist()):
@@ -42,8 +43,10 @@ def test_python_and_cpp_agree_on_ten_thousand_shapes(shapes, tmp_path):
         for score in (2, 4):
             tile = forward_tile(s, t, d, score)
             wanted += [tile.span, tile.strip, *of(tile[:2], forward_plan(d, tile, score))]
-        back = backward_tile(s, t, d)
-        assert row == wanted + of(back, backward_plan(d, *back, 2)), (s, t, d)
+        for score, two in itertools.product((2, 4), (False, True)):
+            back = backward_tile(s, t, d, score, two)
+            wanted += of(back, backward_plan(d, *back, 2, score, not two))
+        assert row == wanted, (s, t, d)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +68,9 @@ def test_the_host_takes_the_tile_and_as_many_cores_as_have_work(host, backward):
     assert (tiling.batch, tiling.heads, tiling.queries, tiling.keys, tiling.width) == (2, 3, 200, 77, 40)
     assert (tiling.rows, tiling.columns, tiling.causal, tiling.scale) == (*tile[:2], 0, 0.5)
     assert backward or (tiling.span, tiling.strip, tiling.half_scores) == (*tile[2:], 1)
-    plan = backward_plan(40, *tile, 2) if backward else forward_plan(40, tile, 2)
-    cores = min(24, 2 * 3 * -(-200 // tile[0]))
-    assert list(launch) == [cores, 2**24 + cores * plan.workspace]
+    plan = backward_plan(40, *tile, 2, 2, True) if backward else forward_plan(40, tile, 2)
+    cores = min(24, 2 * 3 * -(-(77 if backward else 200) // tile[0]))
+    assert list(launch) == [cores, 2**24 + cores * plan.workspace + (4 * 2 * 200 * 3 * 40 if backward else 0)]
     assert host.described(backward) == 2  # 910b and 910_93, every input made contiguous
 
 
@@ -98,7 +101,7 @@ def test_every_tile_fits_and_none_that_is_larger_in_both_ways_would(shapes):
     for s, t, d in shapes[:500].tolist():
         for tile, plan, most in (
             (forward_tile(s, t, d)[:2], lambda d, r, c: forward_plan(d, ForwardTile(r, c, 1, 8), 2), (s, t)),
-            (backward_tile(s, t, d), lambda *x: backward_plan(*x, 2), (max(s, t),) * 2),
+            (backward_tile(s, t, d, 4, True), lambda *x: backward_plan(*x, 2, 4, False), (max(s, t),) * 2),
         ):
             assert plan(d, *tile).fits(ASCEND_910B)
             assert tile[0] % 16 == tile[1] % 16 == 0 < min(tile)

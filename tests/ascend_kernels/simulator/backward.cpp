@@ -8,7 +8,10 @@ extern "C" int simulate(void* q, void* k, void* v, void* grad, void* lse, void* 
     const size_t width = size_t(tiling->heads) * tiling->width * sizeof(DTYPE_Q);
     const size_t queries = size_t(tiling->batch) * tiling->queries, keys = size_t(tiling->batch) * tiling->keys;
     const size_t lines = queries * tiling->heads * sizeof(float);
-    const size_t space = attention::backward_plan(tiling->width, tiling->rows, tiling->columns, 2).workspace * blocks;
+    const bool adds = !tiling->deterministic;
+    const size_t own = attention::backward_plan(tiling->width, tiling->rows, tiling->columns, 2,
+                                                tiling->half_scores ? 2 : 4, adds).workspace;
+    const size_t space = own * blocks + (adds ? queries * tiling->heads * tiling->width * sizeof(float) : 0);
     std::vector<uint8_t> workspace(space);
     device.add("q", q, queries * width, sim::Memory::INPUT);
     device.add("k", k, keys * width, sim::Memory::INPUT);

@@ -66,7 +66,7 @@ extern "C" int Forward(int count, void** values, int*, int64_t** shapes, const c
 }
 
 extern "C" int Backward(int count, void** values, int*, int64_t** shapes, const char**, void*, void*) {
-    if (count != 12) {
+    if (count != 14) {
         return 1;
     }
     const Call call(shapes, values + 6);
@@ -77,7 +77,7 @@ extern "C" int Backward(int count, void** values, int*, int64_t** shapes, const 
     const auto [q, k, v, grad, lse, delta] = in;
     float* out[3];
     for (int i = 0; i < 3; ++i) {
-        out[i] = static_cast<float*>(values[9 + i]);
+        out[i] = static_cast<float*>(values[11 + i]);
         const int64_t length = i == 0 ? call.queries : call.keys;
         std::fill_n(out[i], call.batch * length * call.channels, 0.0f);
     }

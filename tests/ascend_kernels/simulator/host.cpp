@@ -11,7 +11,7 @@ void fill(gert::Context& context, const int64_t* shapes, uint32_t inputs, int64_
     for (uint32_t i = 0; i < inputs; ++i, shapes += 3) {
         context.inputs.push_back({gert::Shape{shapes[0], shapes[1], shapes[2]}});
     }
-    context.attributes.values = {heads, scale, false, true};
+    context.attributes.values = {heads, scale, false, true, false};
 }
 }  // namespace
 

@@ -94,7 +94,7 @@ struct Event {  // an instruction: which pipe of which core, and its number ther
 
 struct Grain {  // 32 bytes
     Event write;
-    std::vector<Event> reads;
+    std::vector<Event> reads, adds;
     bool written = false;
 };
 
@@ -135,7 +135,7 @@ struct Device;
 struct Core {
     Device* device = nullptr;
     uint32_t index = 0, block = 0, sub = 0;  // sub: 0 and 1 for vector cores
-    bool cube = false, done = false;
+    bool cube = false, done = false, adds = false;  // adds: what goes to global memory is added to what is there
     std::function<bool()> waits_for;
     std::string waiting;
     std::array<std::vector<uint8_t>, 5> storage;
@@ -196,7 +196,8 @@ struct Device {
     std::map<uint8_t*, std::unique_ptr<Memory>> global;  // by address
     std::vector<std::array<std::deque<Clock>, PAIRED_FLAGS>> flags;  // by core: those that it may wait for
     std::mt19937 random;
-    uint32_t turn = 0, blocks = 0;
+    uint32_t turn = 0, blocks = 0, synced = 0;
+    Clock met;  // what the cores knew when they met
     bool failed = false;
     std::string error;
 
@@ -271,8 +272,9 @@ inline void wait_until(std::function<bool()> able, std::string what) {
 
 // ---- accesses ----
 
+// `adds`: an atomic addition, which may happen beside others but not beside reads and writes.
 inline void touch(Memory& memory, const std::string& name, size_t from, size_t size, pipe_t pipe, const Event& now,
-                  bool writes, const char* what) {
+                  bool writes, const char* what, bool adds = false) {
     if (size == 0) {
         return;
     }
@@ -286,7 +288,7 @@ inline void touch(Memory& memory, const std::string& name, size_t from, size_t s
         return;
     }
     if (memory.kind == Memory::OUTPUT) {
-        if (!writes) {
+        if (!writes || adds) {
             fail("%s reads the output %s", what, name.c_str());
         }
         for (size_t i = from; i < from + size; ++i) {
@@ -300,12 +302,21 @@ inline void touch(Memory& memory, const std::string& name, size_t from, size_t s
     const Core& c = core();
     for (size_t g = from / GRAIN; g <= (from + size - 1) / GRAIN; ++g) {
         Grain& grain = memory.grains[g];
-        if (!writes && !grain.written) {
+        if ((!writes || adds) && !grain.written) {
             fail("%s reads %s at byte %zu, which nothing has written", what, name.c_str(), g * GRAIN);
         }
         if (!(grain.write.pipe == now.pipe && grain.write.number == now.number) && !c.over(pipe, grain.write)) {
             fail("%s %s %s at byte %zu, which pipe %s of core %u may still be writing", what, writes ? "writes" : "reads",
                  name.c_str(), g * GRAIN, PIPE_NAMES[grain.write.pipe % PIPES], grain.write.pipe / PIPES);
+        }
+        if (!adds) {
+            for (const Event& add : grain.adds) {
+                if (!c.over(pipe, add)) {
+                    fail("%s %s %s at byte %zu, to which pipe %s of core %u may still be adding", what,
+                         writes ? "writes" : "reads", name.c_str(), g * GRAIN, PIPE_NAMES[add.pipe % PIPES],
+                         add.pipe / PIPES);
+                }
+            }
         }
         if (writes) {
             for (const Event& read : grain.reads) {
@@ -314,9 +325,14 @@ inline void touch(Memory& memory, const std::string& name, size_t from, size_t s
                          g * GRAIN, PIPE_NAMES[read.pipe % PIPES], read.pipe / PIPES);
                 }
             }
+            if (adds) {
+                grain.adds.push_back(now);
+                continue;
+            }
             grain.write = now;
             grain.written = true;
             grain.reads.clear();
+            grain.adds.clear();
         } else {
             bool found = false;
             for (Event& read : grain.reads) {
@@ -362,13 +378,14 @@ public:
         other.count_ = offset < count_ ? count_ - offset : 0;
         return other;
     }
-    T* use(uint64_t offset, uint64_t count, pipe_t pipe, const sim::Event& now, bool writes, const char* what) const {
+    T* use(uint64_t offset, uint64_t count, pipe_t pipe, const sim::Event& now, bool writes, const char* what,
+           bool adds = false) const {
         if (offset + count > count_) {
             sim::fail("%s: %llu numbers from %llu of %s, whose tensor has %llu", what, (unsigned long long)count,
                       (unsigned long long)offset, memory_->name.c_str(), (unsigned long long)count_);
         }
         const size_t from = start_ + offset * sizeof(T);
-        sim::touch(*memory_, memory_->name, from, count * sizeof(T), pipe, now, writes, what);
+        sim::touch(*memory_, memory_->name, from, count * sizeof(T), pipe, now, writes, what, adds);
         return reinterpret_cast<T*>(memory_->bytes + from);
     }
 
@@ -639,6 +656,31 @@ inline void check_flag(uint16_t id, const char* what) {
 }
 }  // namespace internal
 
+// What goes to global memory from now on is added to what is there, or again takes its place.
+template <typename T>
+void SetAtomicAdd() {
+    static_assert(std::is_same_v<T, float>, "float is simulated");
+    sim::core().adds = true;
+}
+inline void SetAtomicNone() { sim::core().adds = false; }
+
+// All cores of all blocks wait for each other, and for all that each has issued.
+template <bool ONLY_VECTOR = true>
+void SyncAll() {
+    static_assert(!ONLY_VECTOR, "only all cores together are simulated");
+    sim::Core& c = sim::core();
+    for (uint32_t p = 0; p < sim::PIPES; ++p) {
+        sim::merge(c.known[PIPE_S], c.all_of(pipe_t(p)));
+    }
+    sim::Device& device = *c.device;
+    const uint32_t all = device.cores.size(), until = (device.synced / all + 1) * all;
+    device.synced += 1;
+    device.met.resize(c.known[PIPE_S].size());
+    sim::merge(device.met, c.known[PIPE_S]);
+    sim::wait_until([&device, until] { return device.synced >= until; }, "all cores");
+    sim::merge(c.known[PIPE_S], device.met);
+}
+
 // Mode 2: a cube core and its two vector cores. Each of these two gets the cube's flag; the cube waits for both.
 template <uint8_t MODE, pipe_t PIPE>
 void CrossCoreSetFlag(uint16_t id) {
@@ -904,12 +946,13 @@ void Fixpipe(const GlobalTensor<T>& dst, const LocalTensor<C>& src, const Fixpip
     }
     const sim::Event now = sim::core().issue(PIPE_FIX);
     for (uint32_t row = 0; row < p.mSize; ++row) {
-        T* to = dst.use(uint64_t(row) * p.dstStride, p.nSize, PIPE_FIX, now, true, "Fixpipe");
+        const bool adds = sim::core().adds;
+        T* to = dst.use(uint64_t(row) * p.dstStride, p.nSize, PIPE_FIX, now, true, "Fixpipe", adds);
         for (uint32_t column = 0; column < p.nSize; column += 16) {
             const uint32_t count = std::min(16u, p.nSize - column);
             const C* from = src.use(column * p.srcStride + row * 16, count, PIPE_FIX, now, false, "Fixpipe");
             for (uint32_t i = 0; i < count; ++i) {
-                to[column + i] = T(from[i]);
+                to[column + i] = T(from[i] + (adds ? sim::to_float(to[column + i]) : 0.0f));
             }
         }
     }

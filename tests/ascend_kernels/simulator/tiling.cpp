@@ -13,7 +13,8 @@ uint64_t* write(uint64_t* out, const attention::Tile& tile, const attention::Pla
 }
 }  // namespace
 
-// For each of `count` shapes (queries, keys, width): tile and plan of the forward kernel with scores in half and in float, then of the backward one.
+// For each of `count` shapes (queries, keys, width): tile and plan of the forward kernel with scores in half and in float, then of the backward one
+// likewise, in one pass and in two.
 extern "C" void tilings(const uint32_t* shapes, uint32_t count, uint64_t* out) {
     for (uint32_t i = 0; i < count; ++i, shapes += 3) {
         for (uint32_t score : {2, 4}) {
@@ -22,7 +23,12 @@ extern "C" void tilings(const uint32_t* shapes, uint32_t count, uint64_t* out) {
             *out++ = forward.strip;
             out = write(out, {forward.rows, forward.columns}, attention::forward_plan(shapes[2], forward, score));
         }
-        const auto backward = attention::backward_tile(shapes[0], shapes[1], shapes[2]);
-        out = write(out, backward, attention::backward_plan(shapes[2], backward.rows, backward.columns, 2));
+        for (uint32_t score : {2, 4}) {
+            for (bool deterministic : {false, true}) {
+                const auto backward = attention::backward_tile(shapes[0], shapes[1], shapes[2], score, deterministic);
+                out = write(out, backward, attention::backward_plan(shapes[2], backward.rows, backward.columns, 2, score,
+                                                                    !deterministic));
+            }
+        }
     }
 }

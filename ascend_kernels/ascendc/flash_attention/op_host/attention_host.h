@@ -8,7 +8,8 @@
 
 namespace optiling {
 
-// Inputs 0 and 1 of both operators are q (N, S, H·D) and k (N, T, H·D); attributes: heads, scale, causal.
+// Inputs 0 and 1 of both operators are q (N, S, H·D) and k (N, T, H·D); attributes: heads, scale, causal,
+// half_scores.
 inline ge::graphStatus ReadShapes(gert::TilingContext* context, AttentionTiling& tiling) {
     const gert::StorageShape* q = context->GetInputShape(0);
     const gert::StorageShape* k = context->GetInputShape(1);
@@ -19,8 +20,8 @@ inline ge::graphStatus ReadShapes(gert::TilingContext* context, AttentionTiling&
     const gert::Shape &queries = q->GetOriginShape(), &keys = k->GetOriginShape();
     const int64_t* heads = attrs->GetAttrPointer<int64_t>(0);
     const float* scale = attrs->GetAttrPointer<float>(1);
-    const bool* causal = attrs->GetAttrPointer<bool>(2);
-    if (heads == nullptr || scale == nullptr || causal == nullptr || queries.GetDimNum() != 3 || keys.GetDimNum() != 3 ||
+    const bool *causal = attrs->GetAttrPointer<bool>(2), *half_scores = attrs->GetAttrPointer<bool>(3);
+    if (heads == nullptr || scale == nullptr || causal == nullptr || half_scores == nullptr || queries.GetDimNum() != 3 || keys.GetDimNum() != 3 ||
         *heads < 1 || queries.GetDim(2) % *heads != 0 || keys.GetDim(2) != queries.GetDim(2) ||
         queries.GetShapeSize() < 1 || keys.GetShapeSize() < 1) {
         return ge::GRAPH_PARAM_INVALID;  // nothing to do would start no core, which CANN refuses with less to go on
@@ -32,12 +33,13 @@ inline ge::graphStatus ReadShapes(gert::TilingContext* context, AttentionTiling&
     tiling.width = queries.GetDim(2) / *heads;
     tiling.scale = *scale;
     tiling.causal = *causal ? 1 : 0;
+    tiling.half_scores = *half_scores ? 1 : 0;
     return ge::GRAPH_SUCCESS;
 }
 
-// Takes the tile, gives each cube core its workspace, and starts as many of them as have work, two vector cores each.
+// Takes the tile, gives each cube core its workspace and all of them `shared` bytes, and starts as many of them as have work, two vector cores each.
 inline ge::graphStatus Launch(gert::TilingContext* context, AttentionTiling tiling, const attention::Tile& tile,
-                              uint64_t workspace, uint32_t tasks) {
+                              uint64_t workspace, uint32_t tasks, uint64_t shared = 0) {
     if (tile.size() == 0) {
         return ge::GRAPH_PARAM_INVALID;  // heads too wide for L0
     }
@@ -47,7 +49,7 @@ inline ge::graphStatus Launch(gert::TilingContext* context, AttentionTiling tili
     tiling.columns = tile.columns;
     *context->GetTilingData<AttentionTiling>() = tiling;
     context->SetBlockDim(cores);
-    context->GetWorkspaceSizes(1)[0] = platform.GetLibApiWorkSpaceSize() + cores * workspace;
+    context->GetWorkspaceSizes(1)[0] = platform.GetLibApiWorkSpaceSize() + cores * workspace + shared;
     return ge::GRAPH_SUCCESS;
 }
 

@@ -8,16 +8,11 @@ static ge::graphStatus ForwardTiling(gert::TilingContext* context) {
     if (read != ge::GRAPH_SUCCESS) {
         return read;
     }
-    const bool* half_scores = context->GetAttrs()->GetAttrPointer<bool>(3);
-    if (half_scores == nullptr) {
-        return ge::GRAPH_FAILED;
-    }
-    const uint32_t score = *half_scores ? 2 : 4;
+    const uint32_t score = tiling.half_scores ? 2 : 4;
     const attention::ForwardTile tile = attention::forward_tile(tiling.queries, tiling.keys, tiling.width, score);
     const uint64_t workspace = attention::forward_plan(tiling.width, tile, score).workspace;
     tiling.span = tile.span;
     tiling.strip = tile.strip;
-    tiling.half_scores = *half_scores ? 1 : 0;
     return Launch(context, tiling, {tile.rows, tile.columns}, workspace, Tasks(tiling, tiling.queries, attention::larger(tile.rows, 1)));
 }
 }  // namespace optiling

@@ -8,10 +8,23 @@ static ge::graphStatus BackwardTiling(gert::TilingContext* context) {
     if (read != ge::GRAPH_SUCCESS) {
         return read;
     }
-    const attention::Tile tile = attention::backward_tile(tiling.queries, tiling.keys, tiling.width);
-    const uint64_t workspace = attention::backward_plan(tiling.width, tile.rows, tile.columns, 2).workspace;
-    const uint32_t longer = attention::larger(tiling.queries, tiling.keys);
-    return Launch(context, tiling, tile, workspace, Tasks(tiling, longer, attention::larger(tile.rows, 1)));
+    const bool* deterministic = context->GetAttrs()->GetAttrPointer<bool>(4);
+    if (deterministic == nullptr) {
+        return ge::GRAPH_FAILED;
+    }
+    if (tiling.causal && tiling.keys > tiling.queries) {
+        return ge::GRAPH_PARAM_INVALID;  // keys that no query sees
+    }
+    tiling.deterministic = *deterministic ? 1 : 0;
+    const uint32_t score = tiling.half_scores ? 2 : 4;
+    const attention::Tile tile =
+        attention::backward_tile(tiling.queries, tiling.keys, tiling.width, score, *deterministic);
+    const uint64_t workspace =
+        attention::backward_plan(tiling.width, tile.rows, tile.columns, 2, score, !*deterministic).workspace;
+    const uint32_t length = *deterministic ? attention::larger(tiling.queries, tiling.keys) : tiling.keys;
+    // In one pass dq is added up in float behind the cores' own parts.
+    const uint64_t sums = *deterministic ? 0 : 4 * uint64_t(tiling.batch) * tiling.queries * tiling.heads * tiling.width;
+    return Launch(context, tiling, tile, workspace, Tasks(tiling, length, attention::larger(tile.rows, 1)), sums);
 }
 }  // namespace optiling
 
@@ -47,6 +60,8 @@ public:
         this->Attr("heads").AttrType(REQUIRED).Int();
         this->Attr("scale").AttrType(REQUIRED).Float();
         this->Attr("causal").AttrType(REQUIRED).Bool();
+        this->Attr("half_scores").AttrType(REQUIRED).Bool();
+        this->Attr("deterministic").AttrType(REQUIRED).Bool();
         this->SetInferShape(ge::BackwardShape).SetInferDataType(ge::BackwardType);
         this->AICore().SetTiling(optiling::BackwardTiling);
         for (const char* chip : {"ascend910b", "ascend910_93"}) {

@@ -76,19 +76,27 @@ public:
                               const LocalTensor<T>& b, uint32_t b_capacity, uint32_t m, uint32_t n, uint32_t k,
                               bool first) {
         load_left(a, a_capacity, m, k);
-        // Transposing is for 16-bit integers and half alone; it moves bits, so bfloat16_t goes as half.
-        LocalTensor<T> right = right_.template AllocTensor<T>();
-        auto target = right.template ReinterpretCast<half>();
-        auto source = b.template ReinterpretCast<half>();
-        LoadData2DParams load;
-        load.repeatTimes = n / FRACTAL;
-        load.srcStride = b_capacity / FRACTAL;
-        load.ifTranspose = true;
-        for (uint32_t i = 0; i < k / FRACTAL; ++i) {
-            LoadData(target[i * n * FRACTAL], source[i * FRACTAL * FRACTAL], load);
-        }
-        right_.EnQue(right);
+        load_right(b, b_capacity, n, k);
         multiply(product, m, n, k, first);
+    }
+
+    // product (m × n) = aᵀ · b, where a lies in L1 as (k × m) and b as (k × n).
+    __aicore__ inline void of_transposed(const LocalTensor<float>& product, const LocalTensor<T>& a, uint32_t a_capacity,
+                                         const LocalTensor<T>& b, uint32_t b_capacity, uint32_t m, uint32_t n,
+                                         uint32_t k) {
+        LocalTensor<T> left = left_.template AllocTensor<T>();
+        auto target = left.template ReinterpretCast<half>();
+        auto source = a.template ReinterpretCast<half>();
+        LoadData2DParams load;
+        load.repeatTimes = k / FRACTAL;
+        load.srcStride = 1;
+        load.ifTranspose = true;
+        for (uint32_t i = 0; i < m / FRACTAL; ++i) {
+            LoadData(target[i * k * FRACTAL], source[i * a_capacity * FRACTAL], load);
+        }
+        left_.EnQue(left);
+        load_right(b, b_capacity, n, k);
+        multiply(product, m, n, k, true);
     }
 
 private:
@@ -101,6 +109,21 @@ private:
             LoadData(left[i * k * FRACTAL], a[i * FRACTAL * FRACTAL], load);
         }
         left_.EnQue(left);
+    }
+
+    // From (k × n). Transposing is for 16-bit integers and half alone; it moves bits, so bfloat16_t goes as half.
+    __aicore__ inline void load_right(const LocalTensor<T>& b, uint32_t capacity, uint32_t n, uint32_t k) {
+        LocalTensor<T> right = right_.template AllocTensor<T>();
+        auto target = right.template ReinterpretCast<half>();
+        auto source = b.template ReinterpretCast<half>();
+        LoadData2DParams load;
+        load.repeatTimes = n / FRACTAL;
+        load.srcStride = capacity / FRACTAL;
+        load.ifTranspose = true;
+        for (uint32_t i = 0; i < k / FRACTAL; ++i) {
+            LoadData(target[i * n * FRACTAL], source[i * FRACTAL * FRACTAL], load);
+        }
+        right_.EnQue(right);
     }
 
     __aicore__ inline void multiply(const LocalTensor<float>& product, uint32_t m, uint32_t n, uint32_t k, bool first) {

@@ -17,7 +17,8 @@ struct AttentionTiling {
     float scale;       // usually 1/√D
     uint32_t span;     // forward: tiles of keys whose products with values are summed in L0C
     uint32_t strip;    // forward: rows whose softmax a vector core takes at once; a multiple of 8
-    uint32_t half_scores;  // forward: 1: scores leave the cube in half, 0: in float
+    uint32_t half_scores;    // 1: scores leave the cube in half, 0: in float
+    uint32_t deterministic;  // backward: 1: two passes, equal bits each time; 0: one, whose dq is added up in any order
 };
 
 namespace attention {
@@ -26,6 +27,7 @@ constexpr uint32_t FRACTAL = 16;     // side of the cube unit's blocks
 constexpr uint32_t SLOTS = 2;        // tiles under way between the cube and the vector cores
 constexpr uint32_t STEP = 64;        // float numbers a vector instruction takes at once
 constexpr uint32_t BLOCK = 8;        // float numbers in 32 bytes
+constexpr uint32_t WIDE = 32;        // columns that a tile should have
 constexpr uint32_t SPAN = 8;         // tiles of keys at most whose products are summed
 constexpr uint32_t L1 = 512 * 1024 - 256;
 constexpr uint32_t L0 = 64 * 1024;
@@ -72,19 +74,21 @@ constexpr Plan forward_plan(uint32_t width, const ForwardTile& tile, uint32_t sc
         up(SLOTS * ((score + 2) * tile.rows * seen + 4 * tile.rows * d), 512)};
 }
 
-// Backward, one pass: two tiles of scores leave the cube, two come back, `sums` results stay in L0C till the end.
-constexpr Plan backward_plan(uint32_t width, uint32_t rows, uint32_t columns, uint32_t sums) {
+// Backward, one pass: two tiles of scores leave the cube, two come back (one over queries), `sums` results stay in L0C
+// till the end; with `adds` a tile of dq leaves, too.
+constexpr Plan backward_plan(uint32_t width, uint32_t rows, uint32_t columns, uint32_t sums, uint32_t score, bool adds) {
     const uint32_t d = up(width, FRACTAL), wide = larger(d, columns), half = first_half(rows);
     const uint32_t vector = up(larger(half, columns), BLOCK);
     return Plan{
         2 * (2 * rows * d + 2 * 2 * columns * d + 2 * rows * columns),
         2 * 2 * rows * wide,
-        2 * 2 * columns * d,
-        2 * 4 * rows * columns + sums * 4 * rows * d,
-        2 * 2 * 4 * half * columns + 2 * 2 * half * columns  // tiles in, tiles out
-            + 2 * 2 * 4 * vector                             // log-sum-exp and delta in
-            + 2 * BLOCK * 4 * up(half, BLOCK),               // their broadcasts
-        up(SLOTS * (2 * 4 * rows * columns + sums * 2 * rows * columns), 512)};
+        2 * 2 * (adds ? larger(rows, columns) : columns) * d,
+        2 * 4 * columns * (adds ? larger(rows, d) : rows) + sums * 4 * rows * d,
+        2 * (2 * score + (score == 2 ? 4 : 0)) * half * columns  // tiles in, and from half in float
+            + 2 * 2 * half * columns                             // tiles out
+            + 2 * 2 * 4 * vector                                 // log-sum-exp and delta in
+            + 2 * BLOCK * 4 * up(half, BLOCK),                   // their broadcasts
+        up(SLOTS * (2 * score * rows * columns + sums * 2 * rows * columns), 512)};
 }
 
 struct Tile {
@@ -131,10 +135,31 @@ constexpr ForwardTile forward_tile(uint32_t queries, uint32_t keys, uint32_t wid
     return best;
 }
 
-// One tile for both passes of the backward kernel: the fuller one, over keys, decides.
-constexpr Tile backward_tile(uint32_t queries, uint32_t keys, uint32_t width) {
+// The tile of most rows: the more, the less often its columns are read and dq added to. Not below WIDE columns, where
+// there are as many.
+template <typename Fits>
+constexpr Tile tallest(uint32_t rows, uint32_t columns, Fits fits) {
+    Tile best{0, 0};
+    for (uint32_t r : SIDES) {
+        for (uint32_t c : SIDES) {
+            const Tile tile{smaller(r, up(rows, FRACTAL)), smaller(c, up(columns, FRACTAL))};
+            const uint32_t wide = smaller(tile.columns, WIDE), best_wide = smaller(best.columns, WIDE);
+            const bool taller = tile.rows > best.rows || (tile.rows == best.rows && tile.columns > best.columns);
+            if (fits(tile) && (wide > best_wide || (wide == best_wide && taller))) {
+                best = tile;
+            }
+        }
+    }
+    return best;
+}
+
+// One tile for both passes of the deterministic kernel: the fuller one, over keys, decides.
+constexpr Tile backward_tile(uint32_t queries, uint32_t keys, uint32_t width, uint32_t score, bool deterministic) {
+    const auto fits = [width, score, deterministic](Tile t) {
+        return backward_plan(width, t.rows, t.columns, 2, score, !deterministic).fits();
+    };
     const uint32_t longer = larger(queries, keys);
-    return largest(longer, longer, [width](Tile t) { return backward_plan(width, t.rows, t.columns, 2).fits(); });
+    return deterministic ? largest(longer, longer, fits) : tallest(keys, queries, fits);
 }
 
 }  // namespace attention
