@@ -93,3 +93,24 @@ def _export(sources: list[Path], out: Path) -> None:
     runtime.start()
     with Console(stderr=True).status("reading") as status:
         export_diffusers(folder, out, status.update)
+
+
+def export(
+    model: str = typer.Argument("emoji-128", help="Zoo name or model folder."),
+    mindir: Path = typer.Option(..., help="Folder to write: every net as a MindIR file, tokenizers, export.json."),
+    size: Optional[str] = typer.Option(None, help="Size of the pictures, WIDTHxHEIGHT; by default the model's own."),
+    rows: int = typer.Option(2, min=1, help="Rows of a UNet's call: with guidance twice the pictures."),
+) -> None:
+    """A model's nets as MindIR, fixed in size, for MindSpore Lite (Ascend 310P) and programs without Python."""
+    from mindpangu import runtime
+
+    folder = zoo.find(model)
+    check_writable(mindir)
+    runtime.start()
+    from mindpangu.convert.to_mindir import export_mindir
+
+    chosen = size or str(zoo.description(folder)["default_size"])
+    with Console(stderr=True).status("reading") as status:
+        export_mindir(folder, mindir, chosen, rows, status.update)
+    total = sum(file.stat().st_size for file in mindir.glob("*.mindir"))
+    print(f"{mindir}: {len(list(mindir.glob('*.mindir')))} nets for {chosen}, {rows} rows, {total / 1e6:.1f} MB")
