@@ -26,10 +26,12 @@ $(VENV)/dev: $(VENV)/base
 	$(PIP) -e '.[data,dev]'
 	@touch $@
 
-# Eight of the 482 natural prompts by which the model is judged: random.Random(0).sample, four a language, seed 1.
 demo: $(VENV)/base
-	$(BIN)/mindpangu generate "if i had a hammer" "cupcakes with sprinkles" "head phones" "broom for a witch" \
-		"逛街喝奶茶" "绿油油的小青蛙" "海绵宝宝住的菠萝" "我的家 房子" --steps 30 --seed 1 --out out/demo --grid
+	$(BIN)/mindpangu generate \
+		"a fox, 3D style" "一只老虎, 3D风格" "a red apple on a yellow background" "郁金香, 扁平风格, 蓝色背景" \
+		"a hamburger, Noto style" "企鹅, 绿色背景" "a dog on the left, a tulip on the right" \
+		"一只狐狸在左边，一个红苹果在右边，蓝色背景" \
+		--steps 30 --seed 1 --out out/demo --grid
 
 # The pictures of docs/gallery.md: from a picture, into a picture, one model after another.
 gallery: $(VENV)/base

@@ -261,7 +261,7 @@ class PanGuDraw:
         strange = [word for word, like in near.items() if like is None][:rows]
         texts = [*strange, *[""] * (rows - len(strange))]
         pooled = self._encode(texts, numbers_for(self.spec, request.size, rows, 0))[1].asnumpy()
-        width = self.vocabulary.features.shape[1]
+        width = self.vocabulary.directions.shape[1]
         near.update({w: self.vocabulary.nearest(w, row[:width]) for w, row in zip(strange, pooled)})
         return {word: like or "nothing" for word, like in near.items()}
 

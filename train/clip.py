@@ -24,7 +24,7 @@ from mindpangu.models.clip import ImageEncoder, text_encoder
 from mindpangu.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
 from mindpangu.text.vocabulary import FILE as VOCABULARY
-from mindpangu.text.vocabulary import words_and_pieces
+from mindpangu.text.vocabulary import directions, words_and_pieces
 from mindpangu.train.config import ClipConfig, TrainConfig
 from mindpangu.train.loop import Task
 from mindpangu.train.state import states
@@ -233,9 +233,7 @@ class TrainClip(Task):
             parts.append(self._shown.text_encoder_2(Tensor(ids))[1].asnumpy()[: len(part)])
         tags = {tag for record in self.examples.records for tags in record.tags.values() for tag in tags}
         said = words_and_pieces(spoken(nouns, tags))
-        save_checkpoint(
-            folder / VOCABULARY, {"features": np.concatenate(parts).astype(np.float16)}, {"names": names, **said}
-        )
+        save_checkpoint(folder / VOCABULARY, directions(np.concatenate(parts)), {"names": names, **said})
 
 
 def fitted(spec: TextSpec, tokenizer: TextTokenizer) -> TextSpec:

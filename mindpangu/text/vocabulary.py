@@ -38,15 +38,16 @@ FUNCTION_CHARACTERS = frozenset(
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`names`: of what the model draws, by language; `features` (N, P): the text encoder's for all of them, in order.
+    """`names`: of what the model draws, by language; `words`: English words; `pieces`: Chinese words and characters.
 
-    `words`: English words; `pieces`: Chinese words and characters.
+    `mean` (P,): of the text encoder's features of all names; `directions` (N, P): from it to each, in order.
     """
 
     names: Mapping[str, Sequence[str]]
     words: frozenset[str]
     pieces: frozenset[str]
-    features: np.ndarray
+    mean: np.ndarray
+    directions: np.ndarray
 
     @classmethod
     def load(cls, folder: Path) -> Optional[Vocabulary]:
@@ -54,8 +55,9 @@ class Vocabulary:
         path = folder / FILE
         if not path.exists():
             return None
-        card = read_card(path)
-        return cls(card["names"], frozenset(card["words"]), frozenset(card["pieces"]), load_tensors(path)["features"])
+        card, tensors = read_card(path), load_tensors(path)
+        mean, directions = (tensors[name].astype(np.float32) for name in ("mean", "directions"))
+        return cls(card["names"], frozenset(card["words"]), frozenset(card["pieces"]), mean, directions)
 
     def unknown(self, prompt: str) -> tuple[str, ...]:
         """The words, Chinese words and emoji of a prompt that the model has never met, in order, each once."""
@@ -97,11 +99,16 @@ class Vocabulary:
         """The name nearest in meaning, in the word's language; `features` (P,): the text encoder's for the word."""
         language = "zh" if CHINESE.search(word) else "en"
         start = 0 if language == next(iter(self.names)) else len(next(iter(self.names.values())))
-        known = self.features[start : start + len(self.names[language])].astype(np.float32)
-        known = known - self.features.mean(0)
-        direction = features - self.features.mean(0)
-        scores = known @ direction / np.maximum(np.linalg.norm(known, axis=1), 1e-8)
+        known = self.directions[start : start + len(self.names[language])]
+        scores = known @ (features - self.mean) / np.maximum(np.linalg.norm(known, axis=1), 1e-8)
         return str(self.names[language][int(scores.argmax())])
+
+
+def directions(features: np.ndarray) -> dict[str, np.ndarray]:
+    """What the file holds of features (N, P): their mean in float16, and the way to each in eight bits."""
+    away = features - features.mean(0)
+    scale = 127 / np.maximum(np.abs(away).max(1, keepdims=True), 1e-8)
+    return {"mean": features.mean(0).astype(np.float16), "directions": np.round(scale * away).astype(np.int8)}
 
 
 def normalized(text: str) -> str:

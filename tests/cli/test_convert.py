@@ -53,7 +53,7 @@ def test_a_file_a_controlnet_and_a_lora_become_a_picture(tmp_path):
     }
 
 
-def test_a_model_with_chinese_clips_tower_goes_to_diffusers_and_back(tmp_path):
+def test_a_model_with_chinese_clips_text_encoder_goes_to_diffusers_and_back(tmp_path):
     from mindpangu.checkpoint.store import load_tensors
     from mindpangu.config import dump
     from mindpangu.text.tokenizer import TextTokenizer

@@ -67,7 +67,7 @@ def test_parameters_are_those_of_the_decoder(spec):
     assert {x.name: x.parameters for x in decoder_layers(spec, 1, 8, 8) if x.parameters} == counted
 
 
-def test_parameters_are_those_of_the_text_tower():
+def test_parameters_are_those_of_the_text_encoder():
     from mindpangu.models.clip import text_encoder
 
     spec = TextSpec(50, 2, 16, 2, 2, "gelu", "penultimate", 12, 8)

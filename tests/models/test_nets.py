@@ -69,7 +69,7 @@ def test_vae_shapes_and_latent_scaling():
 
 
 @pytest.mark.parametrize("output", ["last", "penultimate"])
-def test_text_towers_look_back_only(output):
+def test_text_encoders_look_back_only(output):
     projection = 6 if output == "penultimate" else None
     encoder = text_encoder(TextSpec(50, 3, 16, 2, 2, "quick_gelu", output, 8, projection))
     ids = np.array([[1, 9, 8, 3, 0, 0, 0, 0]], np.int32)

@@ -84,7 +84,7 @@ def test_vae(family):
 
 
 @pytest.mark.parametrize("family", sorted(TEXTS))
-def test_text_tower(family):
+def test_text_encoder(family):
     spec = TEXTS[family]
     net = text_encoder(spec).set_train(False)
     of_ours(net, text_places([p.name for p in net.get_parameters()], spec))

@@ -32,11 +32,11 @@ def test_chinese_is_split_by_character():
     assert A.tokenizer.encode("狐狸fox").tokens == [START_A, "狐", "狸", "fox", END_A]
 
 
-def test_case_and_accents_do_not_matter_to_tower_a():
+def test_case_and_accents_do_not_matter_to_wordpiece():
     assert A.tokenizer.encode("Réd BUS").ids == A.tokenizer.encode("red bus").ids
 
 
-def test_tower_b_frames_its_text():
+def test_byte_bpe_frames_its_text():
     tokens = B.tokenizer.encode("a fox").tokens
     assert (tokens[0], tokens[-1]) == (START_B, END_B)
 

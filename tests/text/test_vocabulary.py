@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.text.vocabulary import Vocabulary, words_and_pieces
+from mindpangu.text.vocabulary import Vocabulary, directions, words_and_pieces
 
 NAMES = {"en": ["fox", "teddy bear", "strawberry"], "zh": ["狐狸", "泰迪熊", "草莓"]}
 SAID = words_and_pieces(
     [*NAMES["en"], *NAMES["zh"], "foxes", "🦊", "red", "红色", " draw {0} please.", " 请画{0}的图.", "一只", "只"]
 )
-FEATURES = np.concatenate([np.eye(3), np.eye(3)]).astype(np.float32)
-KNOWN = Vocabulary(NAMES, frozenset(SAID["words"]), frozenset(SAID["pieces"]), FEATURES)
+STORED = directions(np.concatenate([np.eye(3), np.eye(3)]).astype(np.float32) + 5)
+KNOWN = Vocabulary(NAMES, frozenset(SAID["words"]), frozenset(SAID["pieces"]), STORED["mean"], STORED["directions"])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_slip_is_taken_for_the_word_it_is_like():
 
 
 def test_another_word_for_the_name_nearest_in_meaning_in_its_own_language():
-    direction = np.array([0.1, 0.9, 0.0], np.float32)
+    direction = np.array([0.1, 0.9, 0.0], np.float32) + 5
     assert KNOWN.nearest("toy", direction) == "teddy bear"
     assert KNOWN.nearest("玩具", direction) == "泰迪熊"
 

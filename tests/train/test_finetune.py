@@ -135,7 +135,7 @@ def told(runs, tmp_path_factory):
     return folder
 
 
-def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folder, uncompiled, monkeypatch):
+def test_text_encoders_learn_and_the_file_merges_into_them(runs, told, model_folder, uncompiled, monkeypatch):
     """What the adapted encoders say is what the model's say with the file merged; the other net learned beside it."""
     from mindspore import Tensor, mutable
 
@@ -184,7 +184,7 @@ def test_text_towers_learn_and_the_file_merges_into_them(runs, told, model_folde
         assert np.abs(merged.asnumpy() - before).max() > 1e-2
 
 
-def test_towers_cannot_learn_from_features_alone(runs, told, tmp_path):
+def test_text_encoders_cannot_learn_from_features_alone(runs, told, tmp_path):
     from mindpangu.checkpoint.store import save_checkpoint
     from mindpangu.train.encoded import TrainEncoded
 
