@@ -1,6 +1,6 @@
 """SIGKILL, Ctrl-C and a full disk at random points of commands: what is finished is whole, and is found again.
 
-Minutes long, so only where asked for: pytest tests/cli/test_kills.py --kills 50. Trainings are killed in
+Minutes long, so only where asked for: pytest tests/cli/test_command_kills.py --kills 50. Trainings are killed in
 train/test_kills.py, batches in infer/test_batch_kills.py.
 """
 
