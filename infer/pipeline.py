@@ -311,7 +311,7 @@ class PanGuDraw:
         schedule = schedule or self.schedule
         nets = self.unets if cache_interval == 1 else [StepCache(unet, cache_interval) for unet in self.unets]
         kind = partial(ControlledDenoiser, controls=controls) if controls else NetDenoiser
-        experts = [kind(net, schedule=schedule, prediction=self.spec.prediction) for net in nets]
+        experts: list[Denoiser] = [kind(net, schedule=schedule, prediction=self.spec.prediction) for net in nets]
         lowest = list(self.spec.experts.values())[:-1]
         switch = LaggingTimeDecoupled if lag else TimeDecoupled
         return switch(experts, [float(schedule.sigma(t)) for t in lowest])

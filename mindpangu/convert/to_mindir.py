@@ -61,6 +61,7 @@ def nets(folder: Path, size: str, rows: int) -> Iterator[tuple[str, nn.Cell, dic
     spec = spec_of(folder)
     width, height = parse_size(size)
     factor, channels = spec.vae.factor, spec.vae.z_channels
+    inputs: dict[str, Any]
     latents = np.zeros((rows, channels, height // factor, width // factor), np.float32)
     if spec.texts:
         conditioner = load_conditioner(folder, tuple(spec.texts), spec.pipeline.size_dim)
