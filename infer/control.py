@@ -88,7 +88,7 @@ class ControlledDenoiser:
         self.unet, self.schedule, self.prediction = unet, schedule, prediction
         self.controls = [(one, _hint(one.picture)) for one in controls]
 
-    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any]) -> Any:
+    def __call__(self, x: Any, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Any:
         passed = 1 - float(self.schedule.t(sigma[:1])[0]) / (self.schedule.spec.steps - 1)
         active = [(one, hint) for one, hint in self.controls if one.start <= passed <= one.end]
         net = partial(self._steered, active) if active else self.unet

@@ -63,8 +63,8 @@ def _draw(run: Run, models: BatchModels) -> None:
     plan, out, ranks = run.plan, run.out, run.ranks
     ranks.wait()
     started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
-    bar = tqdm(total=run.done + mine, initial=run.done, unit="picture", disable=not ranks.first)
-    with runtime.kept_graphs(run.graph_key(models)), bar:
+    shown: dict[str, Any] = {"total": run.done + mine, "initial": run.done, "unit": "picture"}
+    with runtime.kept_graphs(run.graph_key(models)), tqdm(**shown, disable=not ranks.first) as bar:
         bar.set_postfix(bad_rows=len(plan.bad))
         for count in run(models):
             bar.update(count)
