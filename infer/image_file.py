@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Optional
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from mindpangu.checkpoint.store import write_atomically
+from mindpangu.checkpoint.store import write_atomically, write_new
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.images import BROKEN, opened
@@ -89,8 +88,7 @@ def save_drawings(drawings: Iterable[Drawing], folder: Path, grid: bool) -> tupl
     taken = [int(path.stem) for path in folder.glob("[0-9]*.png") if path.stem.isdecimal()]
     number = max(taken, default=-1) + 1
     for drawing in drawings:
-        with _reserved(folder, (f"{i:04d}.png" for i in itertools.count(number))) as path:
-            save_drawing(drawing, path)
+        path = write_new((folder / f"{i:04d}.png" for i in itertools.count(number)), encoded(drawing, ".png"))
         number, count = int(path.stem) + 1, count + 1
         if grid:
             shown.append(drawing)
@@ -98,36 +96,8 @@ def save_drawings(drawings: Iterable[Drawing], folder: Path, grid: bool) -> tupl
         return count, folder
     buffer = BytesIO()
     contact_sheet(shown).save(buffer, format="PNG")
-    with _reserved(folder, itertools.chain(["grid.png"], (f"grid-{i}.png" for i in itertools.count(1)))) as path:
-        write_atomically(path, buffer.getvalue())
-    return count, path
-
-
-@contextmanager
-def _reserved(folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """The first of the names that is free, made empty so that no other process takes it; gone if it is not written.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = next(path for path in map(folder.joinpath, names) if _made(path))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
-    try:
-        yield path
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _made(path: Path) -> bool:
-    try:
-        path.open("xb").close()
-    except FileExistsError:
-        return False
-    return True
+    names = itertools.chain(["grid.png"], (f"grid-{i}.png" for i in itertools.count(1)))
+    return count, write_new(map(folder.joinpath, names), buffer.getvalue())
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -59,6 +59,46 @@ def write_atomically(path: Path, content: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
+def write_new(paths: Iterable[Path], content: bytes) -> Path:
+    """Write `content` to the first of `paths`, of one folder, that is free, and return it: whole or not at all.
+
+    No other process can take the name. Where the file system has no links an empty file takes it first.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    names = iter(paths)
+    path = next(names)
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        write_atomically(part, content)
+        while not _took(path, part):
+            path = next(names)
+        return path
+    except UserError as error:
+        raise UserError(str(error).replace(str(part), str(path))) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _took(path: Path, part: Path) -> bool:
+    """Whether `path` was free and is `part` now."""
+    try:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            path.open("xb").close()
+            part.replace(path)
+    except FileExistsError:
+        return False
+    return True
+
+
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that grows, with their ends; a last one that is still being written is left out."""
     return [f"{line}\n" for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import io
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import warnings
 from mindpangu.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+ENDED = "mindpangu: interrupted; what was finished is on disk"
 
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -36,11 +38,20 @@ def _interruptible() -> threading.Event:
         while True:
             signal.sigwait({signal.SIGINT})
             pressed.set()
+            if _importing():  # MindSpore dies of an exception there; nothing has been begun
+                print(ENDED, file=sys.stderr, flush=True)
+                os._exit(INTERRUPTED)
             _thread.interrupt_main()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
     threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()
     return pressed
+
+
+def _importing() -> bool:
+    """Whether MindSpore is being imported."""
+    spec = getattr(sys.modules.get("mindspore"), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def main() -> None:
@@ -60,5 +71,5 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit):  # Typer makes the one the other
         if not pressed.is_set():
             raise
-        print("mindpangu: interrupted; what was finished is on disk", file=sys.stderr)
+        print(ENDED, file=sys.stderr)
         sys.exit(INTERRUPTED)

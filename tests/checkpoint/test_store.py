@@ -15,7 +15,7 @@ from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
 from mindpangu import runtime
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, verify, write_atomically
+from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, verify, write_atomically, write_new
 from mindpangu.errors import UserError
 
 runtime.start("CPU")
@@ -108,3 +108,27 @@ def test_no_link_is_followed_when_a_file_is_written(tmp_path):
     write_atomically(tmp_path / "x.json", b"{}")
     assert (tmp_path / "elsewhere").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "x.json", "x.json.part"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_the_first_free_name_and_is_whole_at_once(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refused(source, target):
+            raise PermissionError
+
+        monkeypatch.setattr(os, "link", refused)
+    names = [tmp_path / f"{i}.png" for i in range(4)]
+    names[0].write_bytes(b"mine")
+    assert [write_new(names, content) for content in (b"one", b"two")] == names[1:3]
+    assert [path.read_bytes() for path in names[:3]] == [b"mine", b"one", b"two"]
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_new(names, b"three")
+    assert sorted(tmp_path.iterdir()) == names[:3]
+    with pytest.raises(UserError, match=r"0\.png/x: cannot be written"):
+        write_new([names[0] / "x"], b"")

@@ -100,7 +100,7 @@ def disturbed(rng, command, out, log, largest):
     goal = before + rng.randint(0, 20)
     while process.poll() is None and len(finished(out)) < goal and time.monotonic() < end:
         time.sleep(0.005)
-    time.sleep((0.5 if goal == before else 0) + rng.random() * 0.05)  # Python itself must have started
+    time.sleep((1.5 if goal == before else 0) + rng.random() * 0.05)  # Python itself must have started
     process.send_signal(kind)
     code = process.wait()
     assert code in (0, -signal.SIGKILL, 130, -signal.SIGINT), log.read_text()[-2000:]
