@@ -123,21 +123,25 @@ def backward_plan(width: int, rows: int, columns: int, sums: int, score: int, ad
     )
 
 
-def _sides(rows: int, columns: int) -> set[tuple[int, int]]:
-    """All tiles, none larger than the data."""
-    return {(min(r, up(rows, FRACTAL)), min(c, up(columns, FRACTAL))) for r in SIDES for c in SIDES}
+def _largest(tile: tuple[int, int]) -> tuple[int, ...]:
+    """By its size, the wider of two equal ones."""
+    return tile[0] * tile[1], tile[1]
 
 
-def _largest(rows: int, columns: int, fits: Callable[[int, int], bool]) -> tuple[int, int]:
-    """The largest tile that fits, the wider of two equal ones; (0, 0) where none does."""
-    tiles = [tile for tile in _sides(rows, columns) if fits(*tile)]
-    return max(tiles, key=lambda tile: (tile[0] * tile[1], tile[1]), default=(0, 0))
+def _tallest(tile: tuple[int, int]) -> tuple[int, ...]:
+    """By its rows, but not below WIDE columns, where there are as many."""
+    return (min(tile[1], WIDE), *tile)
 
 
-def _tallest(rows: int, columns: int, fits: Callable[[int, int], bool]) -> tuple[int, int]:
-    """That of most rows, but not below WIDE columns, where there are as many; (0, 0) where none fits."""
-    tiles = [tile for tile in _sides(rows, columns) if fits(*tile)]
-    return max(tiles, key=lambda tile: (min(tile[1], WIDE), *tile), default=(0, 0))
+def _best(
+    rows: int,
+    columns: int,
+    fits: Callable[[int, int], bool],
+    order: Callable[[tuple[int, int]], tuple[int, ...]],
+) -> tuple[int, int]:
+    """The tile that comes last in an order among those that fit, no larger than the data; (0, 0) where none does."""
+    tiles = {(min(r, up(rows, FRACTAL)), min(c, up(columns, FRACTAL))) for r in SIDES for c in SIDES}
+    return max((tile for tile in tiles if fits(*tile)), key=order, default=(0, 0))
 
 
 def forward_tile(queries: int, keys: int, width: int, score: int = 2, chip: Chip = ASCEND_910B) -> ForwardTile:
@@ -149,7 +153,7 @@ def forward_tile(queries: int, keys: int, width: int, score: int = 2, chip: Chip
     def fits(*tile: int) -> bool:
         return forward_plan(width, ForwardTile(*tile), score).fits(chip)
 
-    rows, columns = _largest(queries, keys, lambda r, c: fits(r, c, 1, BLOCK))
+    rows, columns = _best(queries, keys, lambda r, c: fits(r, c, 1, BLOCK), _largest)
     if not rows:
         return ForwardTile(0, 0, 0, 0)
     span = next(
@@ -170,7 +174,7 @@ def backward_tile(
         return backward_plan(width, rows, columns, 2, score, not deterministic).fits(chip)
 
     longer = max(queries, keys)
-    return _largest(longer, longer, fits) if deterministic else _tallest(keys, queries, fits)
+    return _best(longer, longer, fits, _largest) if deterministic else _best(keys, queries, fits, _tallest)
 
 
 @dataclass(frozen=True)
@@ -203,11 +207,10 @@ class Estimate:
         return self.flops / self.seconds / self.chip.cube_flops
 
 
-# Vector operations on each score, by its bytes: maximum, minus it, scale, exp, sum, cast; from half the first three and
-# a bound before them take half the time, and a cast comes after. On each number of a row that is folded to one step:
-# set and reduced, twice; on each of a product: factor, add.
-FORWARD_PASSES = {2: 6, 4: 6}
-FOLD_PASSES, PRODUCT_PASSES = 4, 2
+# Vector operations on each score: maximum, minus it, scale, exp, sum, cast; from half the first three and a bound
+# before them take half the time, and a cast comes after, which is as much. On each number of a row that is folded to
+# one step: set and reduced, twice; on each of a product: factor, add.
+FORWARD_PASSES, FOLD_PASSES, PRODUCT_PASSES = 6, 4, 2
 # Scale, minus lse, exp, minus delta, times p, scale, cast; once more a cast over keys; from half two casts more.
 BACKWARD_PASSES = (8, 7)
 
@@ -228,7 +231,7 @@ def estimate_forward(
     uneven = _busiest(heads_in_all * blocks, chip)
     products = heads_in_all * queries * spans * d
     folded = heads_in_all * queries * spans * STEP
-    passes = FORWARD_PASSES[score] * padded + FOLD_PASSES * folded + PRODUCT_PASSES * products
+    passes = FORWARD_PASSES * padded + FOLD_PASSES * folded + PRODUCT_PASSES * products
     # Keys and values are read again for each block of queries, from the cache.
     exchange = 2 * (score + 2) * padded + 2 * 4 * products + 2 * 2 * heads_in_all * blocks * keys * d
     return Estimate(

@@ -38,25 +38,36 @@ class NamedParameter(Protocol):
     def set_data(self, data: Any) -> Any: ...
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, or leave it as it was.
+@contextmanager
+def _part(path: Path, content: bytes) -> Iterator[Path]:
+    """`content` on the disk beside `path`, under a name that nobody can foresee and link elsewhere; gone at the end.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: the folder cannot be written, or the disk is full; also where the user inside finds it so.
     """
-    part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name that nobody can foresee and link elsewhere
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        yield part
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, or leave it as it was.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    with _part(path, content) as part:
+        part.replace(path)
 
 
 def write_new(paths: Iterable[Path], content: bytes) -> Path:
@@ -69,19 +80,10 @@ def write_new(paths: Iterable[Path], content: bytes) -> Path:
     """
     names = iter(paths)
     path = next(names)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        write_atomically(part, content)
+    with _part(path, content) as part:
         while not _took(path, part):
             path = next(names)
-        return path
-    except UserError as error:
-        raise UserError(str(error).replace(str(part), str(path))) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    return path
 
 
 def _took(path: Path, part: Path) -> bool:

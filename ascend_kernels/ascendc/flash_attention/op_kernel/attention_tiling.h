@@ -98,14 +98,14 @@ struct Tile {
 
 constexpr uint32_t SIDES[] = {128, 112, 96, 80, 64, 48, 32, 16};
 
-// The largest tile that fits, the wider of two equal ones; no larger than the data. {0, 0} where none does.
-template <typename Fits>
-constexpr Tile largest(uint32_t rows, uint32_t columns, Fits fits) {
+// The tile that beats all others among those that fit; no larger than the data. {0, 0} where none does.
+template <typename Fits, typename Beats>
+constexpr Tile best_tile(uint32_t rows, uint32_t columns, Fits fits, Beats beats) {
     Tile best{0, 0};
     for (uint32_t r : SIDES) {
         for (uint32_t c : SIDES) {
             const Tile tile{smaller(r, up(rows, FRACTAL)), smaller(c, up(columns, FRACTAL))};
-            if (fits(tile) && (tile.size() > best.size() || (tile.size() == best.size() && tile.columns > best.columns))) {
+            if (fits(tile) && beats(tile, best)) {
                 best = tile;
             }
         }
@@ -113,15 +113,29 @@ constexpr Tile largest(uint32_t rows, uint32_t columns, Fits fits) {
     return best;
 }
 
+// The larger one, the wider of two equal ones.
+constexpr bool is_larger(const Tile& a, const Tile& b) {
+    return a.size() > b.size() || (a.size() == b.size() && a.columns > b.columns);
+}
+
+// That of more rows: the more, the less often its columns are read and dq added to. Not below WIDE columns, where there
+// are as many.
+constexpr bool is_taller(const Tile& a, const Tile& b) {
+    const uint32_t a_wide = smaller(a.columns, WIDE), b_wide = smaller(b.columns, WIDE);
+    const bool taller = a.rows > b.rows || (a.rows == b.rows && a.columns > b.columns);
+    return a_wide > b_wide || (a_wide == b_wide && taller);
+}
+
 // First the tile, then as many as fit whose products are summed, then as many rows at once.
 constexpr ForwardTile forward_tile(uint32_t queries, uint32_t keys, uint32_t width, uint32_t score) {
-    const Tile tile = largest(queries, keys, [width, score](Tile t) {
+    const auto fits = [width, score](Tile t) {
         return forward_plan(width, ForwardTile{t.rows, t.columns, 1, BLOCK}, score).fits();
-    });
-    ForwardTile best{tile.rows, tile.columns, 1, BLOCK};
+    };
+    const Tile tile = best_tile(queries, keys, fits, is_larger);
     if (tile.size() == 0) {
         return ForwardTile{0, 0, 0, 0};
     }
+    ForwardTile best{tile.rows, tile.columns, 1, BLOCK};
     // At least two spans, where there are two tiles: the cube makes one's scores during the other's softmax.
     const uint32_t tiles = (keys + tile.columns - 1) / tile.columns;
     for (uint32_t span = smaller(SPAN, (tiles + 1) / 2); span > 1 && best.span == 1; --span) {
@@ -135,31 +149,13 @@ constexpr ForwardTile forward_tile(uint32_t queries, uint32_t keys, uint32_t wid
     return best;
 }
 
-// The tile of most rows: the more, the less often its columns are read and dq added to. Not below WIDE columns, where
-// there are as many.
-template <typename Fits>
-constexpr Tile tallest(uint32_t rows, uint32_t columns, Fits fits) {
-    Tile best{0, 0};
-    for (uint32_t r : SIDES) {
-        for (uint32_t c : SIDES) {
-            const Tile tile{smaller(r, up(rows, FRACTAL)), smaller(c, up(columns, FRACTAL))};
-            const uint32_t wide = smaller(tile.columns, WIDE), best_wide = smaller(best.columns, WIDE);
-            const bool taller = tile.rows > best.rows || (tile.rows == best.rows && tile.columns > best.columns);
-            if (fits(tile) && (wide > best_wide || (wide == best_wide && taller))) {
-                best = tile;
-            }
-        }
-    }
-    return best;
-}
-
 // One tile for both passes of the deterministic kernel: the fuller one, over keys, decides.
 constexpr Tile backward_tile(uint32_t queries, uint32_t keys, uint32_t width, uint32_t score, bool deterministic) {
     const auto fits = [width, score, deterministic](Tile t) {
         return backward_plan(width, t.rows, t.columns, 2, score, !deterministic).fits();
     };
     const uint32_t longer = larger(queries, keys);
-    return deterministic ? largest(longer, longer, fits) : tallest(keys, queries, fits);
+    return deterministic ? best_tile(longer, longer, fits, is_larger) : best_tile(keys, queries, fits, is_taller);
 }
 
 }  // namespace attention
