@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from mindpangu import runtime
 from mindpangu.checkpoint.store import write_atomically, write_new
 from mindpangu.config import parse
 from mindpangu.errors import UserError
@@ -173,6 +174,12 @@ def redraw(model: PanGuDraw, settings: Mapping[str, Any]) -> Drawing:
         raise UserError(
             f"the picture was drawn by {settings.get('model')} {settings.get('digest', 'of an unknown version')}, and "
             f"this is {model.spec.name} {model.digest}"
+        )
+    dtype = settings.get("compute_dtype", "fp32")
+    if dtype != runtime.compute_dtype():
+        raise UserError(
+            f"the picture was drawn in {dtype}, and nets compute in {runtime.compute_dtype()} here; set "
+            f"{runtime.COMPUTE_DTYPE}={dtype}"
         )
     known = {one.name for one in fields(Redrawn)}
     said = parse({key: value for key, value in settings.items() if key in known}, Redrawn, "the picture's settings")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mindpangu.spec import ModelSpec, PipelineSpec
 
 REFINER_SCORE, REFINER_NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores that SDXL's refiner is given by default
+DTYPES = ("auto", "fp32", "fp16")  # of weights in memory
 ROUNDING = 1e-6  # of σ, on its way through a sampler
 MAX_SHOWN = 60  # characters of what a prompt has beyond the text encoders' reach
 
@@ -99,17 +100,17 @@ class PanGuDraw:
     >>> pictures[0].image.save("fox.png")
     """
 
-    def __init__(self, folder: Path, offload: bool = False, dtype: str = "fp32") -> None:
+    def __init__(self, folder: Path, offload: bool = False, dtype: str = "auto") -> None:
         """Load the model folder; with `offload` only the UNet in use lies in memory, read anew when its turn comes.
 
-        `dtype`: fp32, or fp16 for weights of half the size, widened as they are used. MindSpore must have been started
-        (`runtime.start`).
+        `dtype`: of the weights in memory, fp32 or fp16, cast as they are used; auto: `runtime.weights_dtype`. MindSpore
+        must have been started (`runtime.start`).
 
         Raises:
             UserError: a file is missing, corrupt, or does not fit.
         """
         from mindpangu.models.inventory import spec_of
-        from mindpangu.models.loading import DTYPES, load_conditioner, load_tokenizers, load_unets, load_vae
+        from mindpangu.models.loading import load_conditioner, load_tokenizers, load_unets, load_vae
 
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype} is unknown; allowed: {', '.join(DTYPES)}")
@@ -130,11 +131,11 @@ class PanGuDraw:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: Union[str, Path], device: str = "auto", offload: bool = False, dtype: str = "fp32"
+        cls, name_or_folder: Union[str, Path], device: str = "auto", offload: bool = False, dtype: str = "auto"
     ) -> PanGuDraw:
         """A zoo model by name ("emoji-128"), or one's own model folder, on "CPU", "Ascend" or whichever is there.
 
-        `offload`: only the UNet in use lies in memory. `dtype`: of the weights in memory, fp32 or fp16.
+        `offload`: only the UNet in use lies in memory. `dtype`: of the weights in memory, see `__init__`.
 
         Raises:
             UserError: unknown name, absent device, damaged files.
@@ -372,6 +373,8 @@ class PanGuDraw:
             shown.update(refiner=request.refiner.spec.name, refine_below=request.refine_below)
         if self.loras:
             shown["loras"] = self.loras
+        if runtime.compute_dtype() != "fp32":
+            shown["compute_dtype"] = runtime.compute_dtype()
         return {"model": self.spec.name, "digest": self.digest, **shown, "styles": dict(request.styles)}
 
 

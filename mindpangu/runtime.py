@@ -34,8 +34,10 @@ PRECISIONS = ("bf16", "fp32", "off")
 ASCEND_ATTENTION = "MINDPANGU_ASCEND_ATTENTION"
 ATTENTIONS = ("mindspore", "mindpangu", "composed")
 
-# Convolutions and dense layers on Ascend: "bf16" inside with float32 outside, or "fp32": as MindSpore has them.
-ASCEND_PRODUCTS = "MINDPANGU_ASCEND_PRODUCTS"
+# What nets compute in, activations and products; normalisations and softmax stay in float32. By default bf16 on a 910B,
+# fp16 on a 910A, fp32 on a CPU, which computes the others in float32 and rounds: for tests of their numerics.
+COMPUTE_DTYPE = "MINDPANGU_COMPUTE_DTYPE"
+COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
 
 # Scores of our attention kernels between the cores of a 910B: "half", or "fp32", slower and without a bound.
 ASCEND_SCORES = "MINDPANGU_ASCEND_SCORES"
@@ -114,14 +116,18 @@ def ascend_attention() -> str:
     return _one_of(ASCEND_ATTENTION, os.environ.get(ASCEND_ATTENTION, default), ATTENTIONS)
 
 
-def ascend_products() -> str:
-    """What convolutions and dense layers multiply in on Ascend: "bf16" (the default) or "fp32" (the 910A's default).
+def compute_dtype() -> str:
+    """What nets compute in: the environment's choice, or the device's default.
 
     Raises:
-        UserError: the environment says something else.
+        UserError: the environment says something else, or bf16 is asked of a 910A.
     """
-    default = "fp32" if _ascend_chip() == "ascend910" else "bf16"
-    return _one_of(ASCEND_PRODUCTS, os.environ.get(ASCEND_PRODUCTS, default), PRECISIONS[:2])
+    chip = _ascend_chip() if _device == "Ascend" else ""
+    default = "fp32" if _device != "Ascend" else "fp16" if chip == "ascend910" else "bf16"
+    chosen = _one_of(COMPUTE_DTYPE, os.environ.get(COMPUTE_DTYPE, default), COMPUTE_DTYPES)
+    if chosen == "bf16" and chip == "ascend910":
+        raise UserError("compute dtype bf16 is for the 910B and later; a 910A has fp16 and fp32")
+    return chosen
 
 
 def ascend_scores() -> str:
@@ -131,6 +137,16 @@ def ascend_scores() -> str:
         UserError: the environment says something else.
     """
     return _one_of(ASCEND_SCORES, os.environ.get(ASCEND_SCORES, SCORES[0]), SCORES)
+
+
+def weights_dtype() -> str:
+    """What weights lie in memory in, unless asked otherwise: on Ascend what nets compute in, on a CPU fp32."""
+    return compute_dtype() if _device == "Ascend" else "fp32"
+
+
+def multiplies_in_fp16() -> bool:
+    """Whether products are in fp16, so that small gradients are lost unless the loss is scaled."""
+    return compute_dtype() == "fp16" or (_device == "Ascend" and _ascend_chip() == "ascend910")
 
 
 def _ascend_chip() -> str:
@@ -143,9 +159,7 @@ def _ascend_chip() -> str:
 def _check_ascend() -> None:
     from mindpangu.ascend_kernels import flash_attention
 
-    chosen, products, _ = ascend_attention(), ascend_products(), ascend_scores()
-    if products == "bf16" and _ascend_chip() == "ascend910":
-        raise UserError(f"{ASCEND_PRODUCTS}={products} is for the 910B and later; the 910A has fp32 alone")
+    chosen, _ = ascend_attention(), ascend_scores()
     if chosen != "composed" and _ascend_chip() == "ascend910":
         raise UserError(f"{ASCEND_ATTENTION}={chosen} is for the 910B and later; the 910A has composed alone")
     if chosen == "mindpangu" and not flash_attention.installed():
@@ -256,6 +270,7 @@ def start(device: str = "auto") -> str:
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device(chosen)
     _device = chosen
+    compute_dtype()
     return chosen
 
 
@@ -286,7 +301,9 @@ def kept_graphs(*what: object) -> Iterator[None]:
         yield
         return
     depends_on = [str(asked()) for asked in graphs_depend_on]
-    key = hashlib.sha256(repr((what, start(), cpu_operators(), depends_on, ms.__version__, sys.version)).encode())
+    key = hashlib.sha256(
+        repr((what, start(), cpu_operators(), compute_dtype(), depends_on, ms.__version__, sys.version)).encode()
+    )
     ours = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "mindpangu"]
     for source in sorted(filter(None, ours)):
         key.update(Path(source).read_bytes())

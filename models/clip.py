@@ -13,7 +13,7 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 
 from mindpangu import ops
-from mindpangu.models.layers import DOWN, UP, Dense, LayerNorm, cast_to
+from mindpangu.models.layers import DOWN, UP, Computing, Dense, LayerNorm, cast_to
 from mindpangu.spec import ImageEncoderSpec, TextSpec
 
 INIT_STD = 0.02
@@ -120,7 +120,7 @@ class CLIPEncoder(nn.Cell):
         return before, x
 
 
-class CLIPTextEncoder(nn.Cell):
+class CLIPTextEncoder(Computing):
     """ids (N, L) int32 -> (features (N, L, C), pooled (N, C): the final-normed ones at the end token).
 
     The features are final-normed too (output "last"), or those before the last layer, not normed (output "hidden").
@@ -134,8 +134,8 @@ class CLIPTextEncoder(nn.Cell):
         self.final_layer_norm = LayerNorm(spec.width)
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        before, last = self.encoder(self.embeddings(ids))
-        normed = self.final_layer_norm(last)
+        before, last = self.encoder(self.cast(self.embeddings(ids)))
+        before, normed = before.astype("float32"), self.final_layer_norm(last).astype("float32")
         return before if self.hidden else normed, at_end(normed, ids, self.end_id)
 
 
@@ -155,7 +155,6 @@ class OpenCLIPAttention(nn.Cell):
         self.in_proj_weight = Parameter(initializer(Normal(INIT_STD), (3 * width, width)), name="in_proj_weight")
         self.in_proj_bias = Parameter(initializer("zeros", (3 * width,)), name="in_proj_bias")
         self.out_proj = dense(width, width)
-        self.matmul = mops.MatMul(transpose_b=True)
         self.adapted, self.lora_scale = False, 1.0
 
     def adapt(self, rank: int, scale: float) -> None:
@@ -166,15 +165,13 @@ class OpenCLIPAttention(nn.Cell):
         self.in_proj_lora_up = Parameter(initializer("zeros", (3 * width, rank)), name=f"{stem}{UP}")
 
     def construct(self, x: Tensor) -> Tensor:
-        n, length, width = x.shape
-        rows = x.reshape((n * length, width))
-        packed = self.matmul(rows, cast_to(self.in_proj_weight, x)) + self.in_proj_bias
+        packed = ops.dense(x, cast_to(self.in_proj_weight, x), self.in_proj_bias)
         if self.adapted:
-            downs = self.matmul(rows, self.in_proj_lora_down).chunk(3, axis=-1)
-            ups = self.in_proj_lora_up.chunk(3, axis=0)
-            updates = mops.concat([self.matmul(down, up) for down, up in zip(downs, ups)], -1)
+            downs = ops.dense(x, cast_to(self.in_proj_lora_down, x)).chunk(3, axis=-1)
+            ups = cast_to(self.in_proj_lora_up, x).chunk(3, axis=0)
+            updates = mops.concat([ops.dense(down, up) for down, up in zip(downs, ups)], -1)
             packed = packed + self.lora_scale * updates
-        q, k, v = packed.reshape((n, length, 3 * width)).chunk(3, axis=-1)
+        q, k, v = packed.chunk(3, axis=-1)
         return self.out_proj(ops.attention(q, k, v, heads=self.heads, scale=self.scale, causal=self.causal))
 
 
@@ -222,7 +219,7 @@ class OpenCLIPTransformer(nn.Cell):
         return before, x
 
 
-class OpenCLIPTextEncoder(nn.Cell):
+class OpenCLIPTextEncoder(Computing):
     """ids (N, L) int32 -> (features (N, L, C) before the last layer, not normed; pooled (N, projection_dim))."""
 
     def __init__(self, spec: TextSpec) -> None:
@@ -242,9 +239,9 @@ class OpenCLIPTextEncoder(nn.Cell):
 
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         x = self.token_embedding(ids) + self.positional_embedding
-        features, last = self.transformer(x)
-        end = at_end(self.ln_final(last), ids, self.end_id)
-        return features, mops.matmul(end, cast_to(self.text_projection, end))
+        features, last = self.transformer(self.cast(x))
+        end = at_end(self.ln_final(last).astype("float32"), ids, self.end_id)
+        return features.astype("float32"), mops.matmul(end, cast_to(self.text_projection, end))
 
 
 # ---- Chinese-CLIP's text encoder ------------------------------------------------------------------------------------
@@ -265,7 +262,7 @@ class BertLayer(nn.Cell):
         return self.mlp_norm(x + self.mlp(x))
 
 
-class ChineseCLIPTextEncoder(nn.Cell):
+class ChineseCLIPTextEncoder(Computing):
     """ids (N, L) int32 -> (features (N, L, C) of the last layer; pooled (N, projection_dim): the projected first).
 
     Chinese-CLIP's (arXiv 2211.01335): tokens look at all that is no padding.
@@ -285,9 +282,10 @@ class ChineseCLIPTextEncoder(nn.Cell):
     def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         forbidden = (ids == self.pad_id).expand_dims(1).expand_dims(1)
         x = self.token_embedding(ids) + self.position_embedding.embedding_table
-        x = self.norm(x + self.segment_embedding.embedding_table[0])
+        x = self.norm(self.cast(x + self.segment_embedding.embedding_table[0]))
         for layer in self.layers:
             x = layer(x, forbidden)
+        x = x.astype("float32")
         return x, self.text_projection(x[:, 0])
 
 

@@ -53,13 +53,13 @@ class ControlNet(UNetEncoder):
     def construct(
         self, x: Tensor, t: Tensor, hint: Tensor, context: Optional[Tensor] = None, vector: Optional[Tensor] = None
     ) -> tuple[Tensor, ...]:
-        embedding = self.embed(t, vector)
+        x, embedding, context = self.enter(x, t, context, vector)
         control = []
         for i in range(len(self.input_blocks)):
             x = self.through(self.input_blocks[i], x, embedding, context)
             if i == 0:
-                x = x + self.look(hint)
-            control.append(self.zero_convs[i][0](x))
+                x = x + self.look(self.cast(hint))
+            control.append(self.zero_convs[i][0](x).astype("float32"))
         x = self.through(self.middle_block, x, embedding, context)
-        control.append(self.middle_block_out[0](x))
+        control.append(self.middle_block_out[0](x).astype("float32"))
         return tuple(control)

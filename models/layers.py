@@ -1,6 +1,7 @@
 """The layers that several nets share.
 
-Weights of layers may lie in float16 (see `loading.empty`): each is cast to its input's dtype as it is used.
+Weights of layers may lie in 16 bits (see `loading.empty`): each is cast to its input's dtype as it is used. A whole net
+takes and gives float32, and between computes in `runtime.compute_dtype` (see `Computing`).
 """
 
 from __future__ import annotations
@@ -10,13 +11,33 @@ from typing import Union
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from mindspore import dtype as mstype
 from mindspore import ops as mops
 from mindspore.common.initializer import Initializer, initializer
 
-from mindpangu import ops
+from mindpangu import ops, runtime
 
 DOWN, UP = "lora_down", "lora_up"  # what the names of an adapted layer's two matrices end with
 MAX_PERIOD = 10000.0  # of the sinusoidal embeddings
+
+
+DTYPES = {"fp32": mstype.float32, "bf16": mstype.bfloat16, "fp16": mstype.float16}
+
+
+class Computing(nn.Cell):
+    """A whole net: activations and products are in `runtime.compute_dtype` as it was when the net was made.
+
+    `wide`: activations are too large for fp16, so that it computes in float32 there.
+    """
+
+    def __init__(self, wide: bool = False) -> None:
+        super().__init__()
+        dtype = runtime.compute_dtype()
+        self.compute_dtype = DTYPES["fp32" if wide and dtype == "fp16" else dtype]
+
+    def cast(self, x: Tensor) -> Tensor:
+        """x as the net computes."""
+        return x.astype(self.compute_dtype)
 
 
 def cast_to(weight: Tensor, x: Tensor) -> Tensor:
@@ -112,7 +133,7 @@ class Dense(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         y = ops.dense(x, cast_to(self.weight, x), self.bias)
         if self.adapted:
-            y = y + self.scale * ops.dense(ops.dense(x, self.lora_down), self.lora_up)
+            y = y + self.scale * ops.dense(ops.dense(x, cast_to(self.lora_down, x)), cast_to(self.lora_up, x))
         return y
 
 
@@ -139,5 +160,4 @@ class Upsample(nn.Cell):
         self.conv = conv3x3(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        size = (x.shape[2] * 2, x.shape[3] * 2)
-        return self.conv(mops.interpolate(x, size=size, mode="nearest"))
+        return self.conv(ops.repeat_pixels(x))

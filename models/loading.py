@@ -9,16 +9,16 @@ from typing import Optional, TypeVar
 
 import numpy as np
 from mindspore import Tensor, nn
-from mindspore import dtype as mstype
 from mindspore.nn.utils import no_init_parameters
 
-from mindpangu import zoo
+from mindpangu import runtime, zoo
 from mindpangu.checkpoint.lora import Lora, merged
 from mindpangu.checkpoint.store import load_into, load_tensors, prefixed, read_card, stored_tensors, verify
 from mindpangu.config import parse
 from mindpangu.models.bridge import LatentBridge
 from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.controlnet import ControlNet
+from mindpangu.models.layers import DTYPES
 from mindpangu.models.unet import UNet, UNetReusingDeep, UNetWithDeep
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.spec import BridgeSpec, ControlNetSpec, PipelineSpec, TextSpec, UNetSpec, VAESpec
@@ -26,8 +26,6 @@ from mindpangu.text.tokenizer import TextTokenizer
 
 Spec = TypeVar("Spec", UNetSpec, VAESpec, TextSpec, ControlNetSpec, BridgeSpec)
 Net = TypeVar("Net", bound=nn.Cell)
-
-DTYPES = {"fp32": mstype.float32, "fp16": mstype.float16}
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:
@@ -39,17 +37,21 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
     return parse(read_card(path).get("spec"), kind, f"{path.with_suffix('.json')}: spec")
 
 
-def empty(net: Callable[[], Net], dtype: str = "fp32") -> Net:
-    """A net for inference that waits for its weights; those of two or more axes will lie in memory in `dtype`."""
+def empty(net: Callable[[], Net], dtype: str = "auto") -> Net:
+    """A net for inference that waits for its weights.
+
+    `dtype`: of those of two or more axes in memory: fp32, fp16, or auto: `runtime.weights_dtype`.
+    """
     with no_init_parameters():
         made = net()
+    stored = DTYPES[runtime.weights_dtype() if dtype == "auto" else dtype]
     for parameter in made.get_parameters():
         if parameter.ndim > 1:
-            parameter.set_dtype(DTYPES[dtype])
+            parameter.set_dtype(stored)
     return made.set_train(False)
 
 
-def load_vae(path: Path, dtype: str = "fp32") -> AutoencoderKL:
+def load_vae(path: Path, dtype: str = "auto") -> AutoencoderKL:
     """The autoencoder of a checkpoint, for inference. Raises: UserError."""
     spec = read_spec(path, VAESpec)
     net = empty(lambda: AutoencoderKL(spec), dtype)
@@ -57,7 +59,7 @@ def load_vae(path: Path, dtype: str = "fp32") -> AutoencoderKL:
     return net
 
 
-def load_controlnet(path: Path, dtype: str = "fp32") -> ControlNet:
+def load_controlnet(path: Path, dtype: str = "auto") -> ControlNet:
     """The ControlNet of a checkpoint, for inference. Raises: UserError."""
     verify(path)
     spec = read_spec(path, ControlNetSpec)
@@ -126,7 +128,7 @@ class SharedUNet:
         return self._present().reusing_deep(deep, *inputs)
 
 
-def load_unets(paths: Sequence[Path], offload: bool = False, dtype: str = "fp32") -> list[SharedUNet]:
+def load_unets(paths: Sequence[Path], offload: bool = False, dtype: str = "auto") -> list[SharedUNet]:
     """The UNets of several checkpoints, for inference; those of equal spec share their Cells.
 
     `offload`: only the weights in use lie in memory. Raises: UserError.
@@ -137,7 +139,7 @@ def load_unets(paths: Sequence[Path], offload: bool = False, dtype: str = "fp32"
     return [SharedUNet(cells[spec], path, not offload and users[spec] > 1) for spec, path in zip(specs, paths)]
 
 
-def load_conditioner(folder: Path, text_encoders: Sequence[str], size_dim: int, dtype: str = "fp32") -> Conditioner:
+def load_conditioner(folder: Path, text_encoders: Sequence[str], size_dim: int, dtype: str = "auto") -> Conditioner:
     """The text encoders of a folder, for inference. Raises: UserError."""
     specs = [read_spec(zoo.part_path(folder, encoder), TextSpec) for encoder in text_encoders]
     net = empty(lambda: Conditioner(specs, size_dim), dtype)

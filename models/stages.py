@@ -52,9 +52,13 @@ class UNetStage(nn.Cell):
         self.own = [p for name in names for cell in cells_of(unet, name) for p in cell.trainable_params()]
 
     def construct(self, context: Optional[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
-        x, embedding, skips = state[0], state[1], state[2:]
         if self.embeds:
-            embedding, skips = self.unet.embed(state[1], state[2] if self.unet.has_vector else None), ()
+            vector = state[2] if self.unet.has_vector else None
+            x, embedding, context = self.unet.enter(state[0], state[1], context, vector)
+            skips = ()
+        else:  # what comes over a cut is float32, and was the compute dtype's
+            x, embedding, *skips = (self.unet.cast(one) for one in state)
+            context = None if context is None else self.unet.cast(context)
         for i in self.down:
             x = self.unet.through(self.unet.input_blocks[i], x, embedding, context)
             skips = (*skips, x)
@@ -64,8 +68,8 @@ class UNetStage(nn.Cell):
             x = self.unet.through(self.unet.output_blocks[i], mops.concat((x, skips[-1]), 1), embedding, context)
             skips = skips[:-1]
         if self.ends:
-            return (self.unet.out[2](self.unet.out[0](x)),)
-        return (x, embedding, *skips)
+            return (self.unet.out[2](self.unet.out[0](x)).astype("float32"),)
+        return tuple(one.astype("float32") for one in (x, embedding, *skips))
 
 
 def cut_into_stages(unet: UNet, begins: Sequence[int]) -> list[UNetStage]:

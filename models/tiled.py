@@ -2,6 +2,7 @@
 
 Decoder and encoder are walked layer by layer. A layer's whole map lies in the host's memory; the device sees a tile
 of it with a border of one. Group normalisation takes its mean and variance from the whole map, so no seam is hidden.
+All is in float32, whatever the autoencoder computes in otherwise.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from mindspore import ops as mops
 from mindpangu import ops
 from mindpangu.layout import UNetBlock, unet_layout
 from mindpangu.models.layers import (
+    Computing,
     Conv2d,
     GroupNorm,
     GroupNormSiLU,
@@ -49,7 +50,7 @@ class ResBlock(nn.Cell):
     def construct(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x: (N, C, h, w); embedding: (N, E), after SiLU."""
         h = self.in_layers[2](self.in_layers[0](x))
-        h = h + self.emb_layers[1](embedding).expand_dims(-1).expand_dims(-1)
+        h = ops.add_to_channels(h, self.emb_layers[1](embedding))
         h = self.out_layers[3](self.out_layers[0](h))
         return (self.skip_connection(x) if self.changes_width else x) + h
 
@@ -130,11 +131,10 @@ class SpatialTransformer(nn.Cell):
         self.proj_out = linear(channels, channels, init="zeros")
 
     def construct(self, x: Tensor, context: Optional[Tensor]) -> Tensor:
-        n, c, h, w = x.shape
-        y = self.proj_in(self.norm(x).reshape((n, c, h * w)).transpose((0, 2, 1)))
+        y = self.proj_in(ops.to_sequence(self.norm(x)))
         for block in self.transformer_blocks:
             y = block(y, context)
-        return x + self.proj_out(y).transpose((0, 2, 1)).reshape((n, c, h, w))
+        return x + ops.from_sequence(self.proj_out(y), x.shape)
 
 
 class PatchEmbed(Conv2d):
@@ -145,7 +145,7 @@ class PatchEmbed(Conv2d):
         self.patch = patch
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.convolve(mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        return self.convolve(ops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
 
 
 class Unpatch(Conv2d):
@@ -157,7 +157,7 @@ class Unpatch(Conv2d):
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.convolve(x)
-        return mops.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+        return ops.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
 class Downsample(nn.Cell):
@@ -171,7 +171,7 @@ class Downsample(nn.Cell):
         return self.op(x)
 
 
-class UNetEncoder(nn.Cell):
+class UNetEncoder(Computing):
     """What a UNet and a ControlNet have in common: the embeddings, the way down and the middle."""
 
     def __init__(self, spec: UNetSpec) -> None:
@@ -219,10 +219,16 @@ class UNetEncoder(nn.Cell):
 
     def embed(self, t: Tensor, vector: Optional[Tensor]) -> Tensor:
         """t (N,), vector (N, V) -> (N, E), after SiLU: what every ResBlock is told."""
-        embedding = self.time_embed[2](ops.silu(self.time_embed[0](self.timestep(t))))
+        embedding = self.time_embed[2](ops.silu(self.time_embed[0](self.cast(self.timestep(t)))))
         if self.has_vector:
-            embedding = embedding + self.label_emb[0][2](ops.silu(self.label_emb[0][0](vector)))
+            embedding = embedding + self.label_emb[0][2](ops.silu(self.label_emb[0][0](self.cast(vector))))
         return ops.silu(embedding)
+
+    def enter(
+        self, x: Tensor, t: Tensor, context: Optional[Tensor], vector: Optional[Tensor]
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        """x, embedding and context as the blocks take them."""
+        return self.cast(x), self.embed(t, vector), None if context is None else self.cast(context)
 
 
 class UNet(UNetEncoder):
@@ -249,7 +255,7 @@ class UNet(UNetEncoder):
     @staticmethod
     def _join(x: Tensor, skip: Tensor, control: Optional[tuple[Tensor, ...]], number: int) -> Tensor:
         """x beside skip connection `number`, steered where there is a control."""
-        return mops.concat((x, skip if control is None else skip + control[number]), 1)
+        return mops.concat((x, skip if control is None else skip + control[number].astype(skip.dtype)), 1)
 
     def down_shallow(self, x: Tensor, embedding: Tensor, context: Optional[Tensor]) -> list[Tensor]:
         """The full-resolution stages on the way down; their outputs."""
@@ -273,7 +279,7 @@ class UNet(UNetEncoder):
             skips.append(x)
         x = self.through(self.middle_block, x, embedding, context)
         if control is not None:
-            x = x + control[len(self.input_blocks)]
+            x = x + control[len(self.input_blocks)].astype(x.dtype)
         for i in range(len(self.output_blocks) - self.shallow):
             x = self._join(x, skips[-1 - i], control, len(self.input_blocks) - 1 - i)
             x = self.through(self.output_blocks[i], x, embedding, context)
@@ -287,11 +293,11 @@ class UNet(UNetEncoder):
         context: Optional[Tensor],
         control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:
-        """The full-resolution stages on the way up, and the output."""
+        """The full-resolution stages on the way up, and the output, float32."""
         for i in range(self.shallow):
             x = self._join(x, skips[-1 - i], control, self.shallow - 1 - i)
             x = self.through(self.output_blocks[i - self.shallow], x, embedding, context)
-        return self.out[2](self.out[0](x))
+        return self.out[2](self.out[0](x)).astype("float32")
 
     def construct(
         self,
@@ -301,7 +307,7 @@ class UNet(UNetEncoder):
         vector: Optional[Tensor] = None,
         control: Optional[tuple[Tensor, ...]] = None,
     ) -> Tensor:
-        embedding = self.embed(t, vector)
+        x, embedding, context = self.enter(x, t, context, vector)
         skips = self.down_shallow(x, embedding, context)
         deep = self.deep(skips[-1], embedding, context, control)
         return self.up_shallow(deep, skips, embedding, context, control)
@@ -315,7 +321,7 @@ class UNetWithDeep(nn.Cell):
         self.unet = unet
 
     def construct(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.unet.embed(t, vector)
+        x, embedding, context = self.unet.enter(x, t, context, vector)
         skips = self.unet.down_shallow(x, embedding, context)
         deep = self.unet.deep(skips[-1], embedding, context)
         return self.unet.up_shallow(deep, skips, embedding, context), deep
@@ -329,5 +335,5 @@ class UNetReusingDeep(nn.Cell):
         self.unet = unet
 
     def construct(self, deep: Tensor, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
-        embedding = self.unet.embed(t, vector)
+        x, embedding, context = self.unet.enter(x, t, context, vector)
         return self.unet.up_shallow(deep, self.unet.down_shallow(x, embedding, context), embedding, context)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from mindspore import Tensor, nn
-from mindspore import ops as mops
 
 from mindpangu import ops
 from mindpangu.layout import VAELevel, vae_layout
-from mindpangu.models.layers import Conv2d, GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
+from mindpangu.models.layers import Computing, Conv2d, GroupNorm, GroupNormSiLU, Upsample, conv1x1, conv3x3
 from mindpangu.spec import VAESpec
 
 EPS = 1e-6
@@ -44,13 +43,10 @@ class AttnBlock(nn.Cell):
         self.proj_out = conv1x1(channels, channels, init="zeros")
 
     def construct(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
         y = self.norm(x)
-        q = self.q(y).reshape((n, c, h * w)).transpose((0, 2, 1))
-        k = self.k(y).reshape((n, c, h * w)).transpose((0, 2, 1))
-        v = self.v(y).reshape((n, c, h * w)).transpose((0, 2, 1))
-        out = ops.attention(q, k, v, heads=1, scale=c**-0.5)
-        return x + self.proj_out(out.transpose((0, 2, 1)).reshape((n, c, h, w)))
+        q, k, v = ops.to_sequence(self.q(y)), ops.to_sequence(self.k(y)), ops.to_sequence(self.v(y))
+        out = ops.attention(q, k, v, heads=1, scale=x.shape[1] ** -0.5)
+        return x + self.proj_out(ops.from_sequence(out, x.shape))
 
 
 class Middle(nn.Cell):
@@ -132,7 +128,7 @@ class Encoder(nn.Cell):
         self.conv_out = conv3x3(layout.middle, 2 * spec.z_channels, init="xavier_uniform")
 
     def construct(self, x: Tensor) -> Tensor:
-        h = self.conv_in(mops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        h = self.conv_in(ops.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         for level in self.down:
             h = level(h)
         return self.conv_out(self.norm_out(self.mid(h)))
@@ -156,14 +152,14 @@ class Decoder(nn.Cell):
         for i in range(len(self.up) - 1, -1, -1):
             h = self.up[i](h)
         h = self.conv_out(self.norm_out(h))
-        return mops.pixel_shuffle(h, self.patch) if self.patch > 1 else h
+        return ops.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
-class AutoencoderKL(nn.Cell):
+class AutoencoderKL(Computing):
     """The autoencoder. Pictures are float32 in [-1, 1]; latents are shifted and scaled, as the UNets see them."""
 
     def __init__(self, spec: VAESpec) -> None:
-        super().__init__()
+        super().__init__(wide=True)
         self.spec = spec
         self.encoder = Encoder(spec)
         self.decoder = Decoder(spec)
@@ -174,12 +170,12 @@ class AutoencoderKL(nn.Cell):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) -> mean and log-variance, (N, z_channels, H/f, W/f) each, unscaled."""
-        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, axis=1)
+        mean, logvar = self.quant_conv(self.encoder(self.cast(x))).astype("float32").chunk(2, axis=1)
         return mean, logvar.clip(*LOGVAR_RANGE)
 
     def reconstruct(self, z: Tensor) -> Tensor:
         """Unscaled latents -> picture."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(self.cast(z))).astype("float32")
 
     def encode(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, z_channels, H/f, W/f): the posterior's mean, shifted and scaled."""

@@ -14,10 +14,15 @@ from mindpangu.spec import ImageEncoderSpec, TextSpec, UNetSpec, VAESpec
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """Where to run; `seed` fixes the initial weights, the examples and all noise."""
+    """Where to run; `seed` fixes the initial weights, the examples and all noise.
+
+    `compute_dtype`: what nets compute in, with float32 weights, moments and normalisations; auto: bf16 on a 910B, fp16
+    on a 910A, fp32 on a CPU, or as MINDPANGU_COMPUTE_DTYPE says.
+    """
 
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     seed: int = 0
+    compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class RunnerConfig:
 
 @dataclass(frozen=True)
 class ScaleSenseConfig:
-    """Dynamic loss scaling, for nets that compute in fp16: the loss is multiplied by `loss_scale_value`.
+    """Dynamic loss scaling: the loss is multiplied by `loss_scale_value`, 1 for none of it.
 
     Where gradients are not finite it is divided by `scale_factor`, down to 1, and after `scale_window` good steps
     multiplied by it.
@@ -62,7 +67,7 @@ class ScaleSenseConfig:
 class RunnerWrapperConfig:
     """Steps whose gradients are not finite are left out; more than `max_skips` of them in a row end the run.
 
-    `scale_sense` None: the loss is not scaled.
+    `scale_sense` None: the loss is scaled where nets compute in fp16, and on a 910A, which has no other products.
     """
 
     scale_sense: Optional[ScaleSenseConfig] = None

@@ -15,11 +15,12 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
+from mindpangu import runtime
 from mindpangu.checkpoint.store import save_tensors
 from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import ALONE, Ranks
-from mindpangu.train.config import TrainConfig
+from mindpangu.train.config import ScaleSenseConfig, TrainConfig
 from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.state import Average, State, load_state, save_state
 from mindpangu.train.stats import Record
@@ -153,6 +154,12 @@ def make_step(task: Task, config: TrainConfig, ranks: Ranks) -> TrainStep:
     return step
 
 
+def loss_scaling(config: TrainConfig) -> Optional[ScaleSenseConfig]:
+    """As asked for, or by default where products are in fp16."""
+    default = ScaleSenseConfig() if runtime.multiplies_in_fp16() else None
+    return config.runner_wrapper.scale_sense or default
+
+
 def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to bottom
     task: Task, config: TrainConfig, until: Optional[int] = None, ranks: Ranks = ALONE
 ) -> State:
@@ -170,7 +177,7 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
     folder.mkdir(parents=True, exist_ok=True)
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
-    sense, step = config.runner_wrapper.scale_sense, make_step(task, config, ranks)
+    sense, step = loss_scaling(config), make_step(task, config, ranks)
     average = Average(list(step.weights), config.ema_half_life_images)
     resumed = load_state(folder, step, average, config) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,10 @@ def run(config: TrainConfig) -> None:
     Raises:
         UserError: for anything a user can mend; see the tasks and `loop.fit`.
     """
-    runtime.start(config.context.device_target)
+    if config.context.compute_dtype != "auto":
+        os.environ[runtime.COMPUTE_DTYPE] = config.context.compute_dtype
+    if runtime.start(config.context.device_target) == "CPU" and runtime.compute_dtype() == "bf16":
+        raise UserError("context.compute_dtype: MindSpore's CPU cannot add gradients in bf16; use fp16 or fp32 there")
     import mindspore
 
     from mindpangu.train.loop import fit

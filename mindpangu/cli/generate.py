@@ -174,7 +174,7 @@ def generate(
     grid: bool = typer.Option(False, "--grid", help="Also write a captioned contact sheet, grid.png."),
     model: str = typer.Option(DEFAULT_MODEL, help="Zoo name or model folder."),
     offload: bool = typer.Option(False, "--offload", help="Keep only the UNet in use in memory."),
-    dtype: str = typer.Option("fp32", help="Weights in memory: fp32, or fp16 for half the size."),
+    dtype: str = typer.Option("auto", help="Weights in memory: fp32, fp16, or auto: fp32 on a CPU, 16 bits on Ascend."),
     vae_tile: Optional[int] = typer.Option(None, help="Decode in tiles of so many pixels a side: less memory, slower."),
     device: str = typer.Option("auto", help="auto, CPU or Ascend."),
 ) -> None:

@@ -67,8 +67,8 @@ def attention(
         forbidden: (N, 1, 1, T) bool, True for the keys of a row at which none of its queries may look; None for none.
 
     Returns:
-        (N, S, heads·D), in q's dtype. On Ascend float32 is multiplied in bfloat16, as FlashAttentionScore and our
-        kernels take half and bfloat16 alone; on a CPU as `runtime.cpu_operators` says.
+        (N, S, heads·D), in q's dtype; the softmax is in float32. On Ascend float32 is multiplied in bfloat16,
+        as FlashAttentionScore and our kernels take half and bfloat16 alone; on a CPU as `runtime.cpu_operators` says.
     """
     back_end = _ascend_back_end()
     if back_end == "mindpangu" and forbidden is None:
@@ -77,9 +77,10 @@ def attention(
         return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal, half)[0].astype(q.dtype)
     if back_end in ("mindspore", "mindpangu"):
         return _flash(q, k, v, heads, scale, causal, forbidden)
+    wide = (cpu.upcast(q), cpu.upcast(k), cpu.upcast(v))
     if cpu.in_use("attention") and forbidden is None:
-        return cpu.attention()(q, k, v, cpu.settings(heads, scale, causal, cpu.bf16()))
-    return _composed(q, k, v, heads, scale, causal, forbidden)
+        return cpu.attention()(*wide, cpu.settings(heads, scale, causal, cpu.bf16())).astype(q.dtype)
+    return _composed(*wide, heads, scale, causal, forbidden).astype(q.dtype)
 
 
 def _composed(
@@ -90,12 +91,12 @@ def _composed(
     q = (q * scale).reshape((n, s, heads, d)).transpose((0, 2, 1, 3))
     k = k.reshape((n, t, heads, d)).transpose((0, 2, 1, 3))
     v = v.reshape((n, t, heads, d)).transpose((0, 2, 1, 3))
-    scores = ops.BatchMatMul(transpose_b=True)(q, k)
+    scores = ops.BatchMatMul(transpose_b=True)(q, k).astype(mstype.float32)
     if causal:
         scores = ops.masked_fill(scores, _future(s, t), -1e9)
     if forbidden is not None:
         scores = ops.masked_fill(scores, forbidden, -1e9)
-    out = ops.BatchMatMul()(ops.softmax(scores, -1), v)
+    out = ops.BatchMatMul()(ops.softmax(scores, -1).astype(v.dtype), v)
     return out.transpose((0, 2, 1, 3)).reshape((n, s, channels))
 
 

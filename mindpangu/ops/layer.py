@@ -1,32 +1,16 @@
 """The two layers with weights: convolution and dense.
 
-On Ascend float32 is multiplied in bfloat16 and added in float32 (`runtime.ascend_products`; not run on an NPU by us),
-as our operators do on a CPU that has bfloat16.
+They compute in x's dtype. A CPU computes what comes in 16 bits in float32, and rounds the result; our operators there
+multiply in bfloat16 where the CPU has it.
 """
 
 from __future__ import annotations
 
 from typing import Optional
 
-from mindspore import Tensor, context, ops
-from mindspore import dtype as mstype
-from mindspore.ops import constexpr
+from mindspore import Tensor, ops
 
-from mindpangu import runtime
 from mindpangu.ops import cpu
-
-
-@constexpr
-def _in_bf16() -> bool:
-    """Evaluated while the graph is compiled."""
-    return bool(context.get_context("device_target") == "Ascend") and runtime.ascend_products() == "bf16"
-
-
-def _narrow(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as they are to be multiplied."""
-    if _in_bf16() and x.dtype == mstype.float32:
-        return x.astype(mstype.bfloat16), weight.astype(mstype.bfloat16)
-    return x, weight
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, before: int, after: int) -> Tensor:
@@ -34,30 +18,29 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, before: int, af
 
     Args:
         x: (N, C, H, W).
-        weight: (O, C, k, k).
+        weight: (O, C, k, k), in x's dtype.
         bias: (O,).
 
     Returns:
         (N, O, H', W') with H' = (H + before + after - k) // stride + 1.
     """
+    wide, weight = cpu.upcast(x), cpu.upcast(weight)
     if cpu.in_use("conv2d"):
         settings = cpu.settings(stride, before, after, cpu.bf16())
-        return cpu.conv2d(stride, before, after)(x, weight, bias, settings)
-    wide, x, weight = x.dtype, *_narrow(x, weight)
+        return cpu.conv2d(stride, before, after)(wide, weight, bias, settings).astype(x.dtype)
     padding = (before, after, before, after)
     conv = ops.Conv2D(weight.shape[0], weight.shape[2], pad_mode="pad", pad=padding, stride=stride)
-    return ops.BiasAdd()(conv(x, weight).astype(wide), bias)
+    return ops.BiasAdd()(conv(wide, weight), bias.astype(weight.dtype)).astype(x.dtype)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    """x (…, C), weight (O, C), bias (O,) or None -> x · weightᵀ + bias, (…, O)."""
+    """x (…, C), weight (O, C), in x's dtype, bias (O,) or None -> x · weightᵀ + bias, (…, O)."""
+    wide, weight = cpu.upcast(x), cpu.upcast(weight)
     if cpu.in_use("dense"):
         if bias is None:
-            return cpu.dense_without_bias()(x, weight, cpu.settings(cpu.bf16()))
-        return cpu.dense()(x, weight, bias, cpu.settings(cpu.bf16()))
-    wide, x, weight = x.dtype, *_narrow(x, weight)
-    shape = x.shape
-    y = ops.MatMul(transpose_b=True)(x.reshape((-1, shape[-1])), weight).astype(wide)
+            return cpu.dense_without_bias()(wide, weight, cpu.settings(cpu.bf16())).astype(x.dtype)
+        return cpu.dense()(wide, weight, bias, cpu.settings(cpu.bf16())).astype(x.dtype)
+    y = ops.MatMul(transpose_b=True)(wide.reshape((-1, x.shape[-1])), weight)
     if bias is not None:
-        y = ops.BiasAdd()(y, bias)
-    return y.reshape((*shape[:-1], weight.shape[0]))
+        y = ops.BiasAdd()(y, bias.astype(weight.dtype))
+    return y.reshape((*x.shape[:-1], weight.shape[0])).astype(x.dtype)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindpangu import zoo
+from mindpangu import runtime, zoo
 from mindpangu.data.lexicon import nouns
 from mindpangu.data.phrases import FRAMES
 from mindpangu.errors import UserError
@@ -70,6 +70,20 @@ def test_weights_in_half_precision_draw_the_same_picture(pipeline, model_folder)
         np.testing.assert_array_equal(np.asarray(one.image), np.asarray(other.image))
 
 
+def test_a_picture_drawn_in_16_bits_says_so_and_is_drawn_again_in_them_alone(pipeline, model_folder, monkeypatch):
+    wide = pipeline("a red bus", steps=3, seed=5)[0]
+    assert "compute_dtype" not in wide.settings
+    monkeypatch.setenv(runtime.COMPUTE_DTYPE, "bf16")
+    narrow = PanGuDraw.from_pretrained(model_folder, "CPU")
+    drawn = narrow("a red bus", steps=3, seed=5)[0]
+    assert 0 < np.linalg.norm(drawn.latents - wide.latents) / np.linalg.norm(wide.latents) < 0.05
+    assert drawn.settings["compute_dtype"] == "bf16"
+    np.testing.assert_array_equal(redraw(narrow, drawn.settings).latents, drawn.latents)
+    monkeypatch.delenv(runtime.COMPUTE_DTYPE)
+    with pytest.raises(UserError, match="drawn in bf16, and nets compute in fp32 here; set MINDPANGU_COMPUTE_DTYPE=bf"):
+        redraw(pipeline, drawn.settings)
+
+
 def test_other_prompts_compile_nothing_anew(pipeline):
     pipeline("a red bus", steps=2)
     cells = (pipeline.conditioner, pipeline.unets[0].cells.whole, pipeline.vae)
@@ -80,7 +94,7 @@ def test_other_prompts_compile_nothing_anew(pipeline):
 
 
 def test_refuses_an_unknown_dtype(model_folder):
-    with pytest.raises(UserError, match="dtype fp8 is unknown; allowed: fp32, fp16"):
+    with pytest.raises(UserError, match="dtype fp8 is unknown; allowed: auto, fp32, fp16"):
         PanGuDraw.from_pretrained(model_folder, "CPU", dtype="fp8")
 
 

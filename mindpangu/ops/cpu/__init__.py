@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 from mindspore import Tensor, context, ops
+from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
 from mindpangu import runtime
@@ -29,6 +30,16 @@ def in_use(operator: str) -> bool:
 def bf16() -> bool:
     """Whether convolutions, dense layers and attention multiply in bfloat16."""
     return runtime.cpu_operators() == "bf16"
+
+
+@constexpr
+def _on_cpu() -> bool:
+    return bool(context.get_context("device_target") == "CPU")
+
+
+def upcast(x: Tensor) -> Tensor:
+    """x as it is computed with: on a CPU in float32, which is all that our operators take and MindSpore's all have."""
+    return x.astype(mstype.float32) if _on_cpu() else x
 
 
 def _custom(name: str, shape: Callable, outputs: int = 1, bprop: Optional[Callable] = None, variant: str = "") -> Any:
