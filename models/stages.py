@@ -55,9 +55,10 @@ class UNetStage(nn.Cell):
         if self.embeds:
             vector = state[2] if self.unet.has_vector else None
             x, embedding, context = self.unet.enter(state[0], state[1], context, vector)
-            skips = ()
+            skips: tuple[Tensor, ...] = ()
         else:  # what comes over a cut is float32, and was the compute dtype's
-            x, embedding, *skips = (self.unet.cast(one) for one in state)
+            narrow = [self.unet.cast(one) for one in state]
+            x, embedding, skips = narrow[0], narrow[1], tuple(narrow[2:])
             context = None if context is None else self.unet.cast(context)
         for i in self.down:
             x = self.unet.through(self.unet.input_blocks[i], x, embedding, context)
