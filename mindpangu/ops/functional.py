@@ -1,4 +1,4 @@
-"""Activations and normalisations. One function each, so that a fused kernel has one place to go.
+"""Activations, normalisations and layouts. One function each, so that a fused kernel has one place to go.
 
 All return x's dtype. Normalisations compute in float32, and a CPU everything.
 """
