@@ -112,7 +112,7 @@ def ascend_attention() -> str:
     Raises:
         UserError: the environment says something else.
     """
-    default = "composed" if _ascend_chip() == "ascend910" else "mindspore"
+    default = "composed" if ascend_chip() == "ascend910" else "mindspore"
     return _one_of(ASCEND_ATTENTION, os.environ.get(ASCEND_ATTENTION, default), ATTENTIONS)
 
 
@@ -122,7 +122,7 @@ def compute_dtype() -> str:
     Raises:
         UserError: the environment says something else, or bf16 is asked of a 910A.
     """
-    chip = _ascend_chip() if _device == "Ascend" else ""
+    chip = ascend_chip() if _device == "Ascend" else ""
     default = "fp32" if _device != "Ascend" else "fp16" if chip == "ascend910" else "bf16"
     chosen = _one_of(COMPUTE_DTYPE, os.environ.get(COMPUTE_DTYPE, default), COMPUTE_DTYPES)
     if chosen == "bf16" and chip == "ascend910":
@@ -146,10 +146,10 @@ def weights_dtype() -> str:
 
 def multiplies_in_fp16() -> bool:
     """Whether products are in fp16, so that small gradients are lost unless the loss is scaled."""
-    return compute_dtype() == "fp16" or (_device == "Ascend" and _ascend_chip() == "ascend910")
+    return compute_dtype() == "fp16" or (_device == "Ascend" and ascend_chip() == "ascend910")
 
 
-def _ascend_chip() -> str:
+def ascend_chip() -> str:
     """MindSpore's name of the NPU's generation: "ascend910" is the 910A, "ascend910b" the 910B; empty without one."""
     from mindspore._c_expression import MSContext
 
@@ -160,7 +160,7 @@ def _check_ascend() -> None:
     from mindpangu.ascend_kernels import flash_attention
 
     chosen, _ = ascend_attention(), ascend_scores()
-    if chosen != "composed" and _ascend_chip() == "ascend910":
+    if chosen != "composed" and ascend_chip() == "ascend910":
         raise UserError(f"{ASCEND_ATTENTION}={chosen} is for the 910B and later; the 910A has composed alone")
     if chosen == "mindpangu" and not flash_attention.installed():
         raise UserError(

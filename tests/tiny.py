@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from mindpangu.images import on_white, read_picture
 SAMPLE = Path(__file__).parent / "data" / "sample"
 STYLES = ["noto", "fluent_flat", "fluent_3d"]
 SIZES = ["32x32", "48x32"]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def with_lines(folder: Path) -> None:

@@ -27,7 +27,7 @@ from mindpangu.ascend_kernels.tiling import (
     forward_tile,
 )
 from mindpangu.bench.roofline import PANGU, TOKENS
-from mindpangu.cost.flops import attention_shape, unet_layers
+from mindpangu.cost.flops import unet_layers
 
 SCORES = {"half": 2, "float": 4}  # bytes
 CACHES = (7e12, 4.4e12)  # bytes/s of the 910B's L2: the documentation's, and what published kernels rather suggest
@@ -64,8 +64,8 @@ def cases(side: int, rows: int = 1) -> list[Case]:
     found: Counter = Counter()
     for layer in unet_layers(PANGU, rows, side, side, TOKENS):
         if layer.kind == "attention":
-            shape = (rows, *attention_shape(layer, rows))
-            found[shape] += 1
+            batch, heads, channels, queries, keys = layer.shape
+            found[batch, heads, queries, keys, channels // heads] += 1
     return [Case(shape, count) for shape, count in found.items()]
 
 

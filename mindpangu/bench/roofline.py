@@ -59,13 +59,10 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Layers of one kind and cost."""
+    """Layers of one kind and shape."""
 
-    example: str
+    example: Layer
     count: int
-    kind: str
-    flops: int
-    bytes: int
     bound: str
     seconds: float
     share_of_peak: float
@@ -75,15 +72,13 @@ def groups(layers: Iterable[Layer], chip: Chip) -> list[Group]:
     """Equal layers together, the longest first."""
     found: dict[tuple, list[Layer]] = {}
     for layer in layers:
-        found.setdefault((layer.kind, layer.flops, layer.vector_flops, layer.numbers), []).append(layer)
+        found.setdefault((layer.kind, layer.shape), []).append(layer)
     out = []
     for same in found.values():
         first, count = same[0], len(same)
         seconds, bound = chip.seconds(first)
         share = first.flops / (seconds * chip.cube)
-        out.append(
-            Group(first.name, count, first.kind, first.flops, first.numbers * BYTES, bound, count * seconds, share)
-        )
+        out.append(Group(first, count, bound, count * seconds, share))
     return sorted(out, key=lambda group: -group.seconds)
 
 

@@ -234,9 +234,10 @@ def _roofline(name: str) -> None:
     for heading in ("layers like", "count", "kind", "GFLOP each", "MB each", "bound", "ms in all", "of cube peak"):
         table.add_column(heading, justify="left" if heading in ("layers like", "kind", "bound") else "right")
     for g in roofline.groups(layers, chip):
-        numbers = f"{g.flops / 1e9:.2f}", f"{g.bytes / 1e6:.1f}"
+        like = g.example
+        numbers = f"{like.flops / 1e9:.2f}", f"{like.numbers * roofline.BYTES / 1e6:.1f}"
         table.add_row(
-            g.example, str(g.count), g.kind, *numbers, g.bound, f"{1e3 * g.seconds:.3f}", f"{g.share_of_peak:.0%}"
+            like.name, str(g.count), like.kind, *numbers, g.bound, f"{1e3 * g.seconds:.3f}", f"{g.share_of_peak:.0%}"
         )
     console = Console(width=140)
     console.print(table)

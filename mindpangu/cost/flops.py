@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from mindpangu.layout import UNetBlock, unet_layout, vae_layout
 from mindpangu.spec import TextSpec, UNetSpec, VAESpec
@@ -17,12 +18,14 @@ from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 class Layer:
     """One operator of a forward pass.
 
+    `shape`: the arguments, after the name, of the function of this module that made it, which its `kind` names.
     `flops`: multiplications and additions of matrix products, 2 per multiply-add. `vector_flops`: other arithmetic.
     `read`, `written`: elements of activations, each once.
     """
 
     name: str
-    kind: str  # conv, dense, attention, norm
+    kind: Literal["conv", "dense", "attention", "norm"]
+    shape: tuple[int, ...]
     parameters: int
     flops: int
     vector_flops: int
@@ -41,7 +44,16 @@ Size = tuple[int, int]
 def dense(name: str, rows: int, inner: int, outer: int, bias: bool = True) -> Layer:
     """(rows, inner) -> (rows, outer)."""
     parameters = inner * outer + bias * outer
-    return Layer(name, "dense", parameters, 2 * rows * inner * outer, 0, rows * inner, rows * outer)
+    return Layer(
+        name,
+        "dense",
+        (rows, inner, outer, int(bias)),
+        parameters,
+        2 * rows * inner * outer,
+        0,
+        rows * inner,
+        rows * outer,
+    )
 
 
 def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size, stride: int = 1) -> Layer:
@@ -49,28 +61,22 @@ def conv(name: str, batch: int, inner: int, outer: int, kernel: int, size: Size,
     read, written = batch * prod(size), batch * prod(size) // stride**2
     parameters = inner * outer * kernel**2 + outer
     flops = 2 * written * inner * outer * kernel**2
-    return Layer(name, "conv", parameters, flops, 0, read * inner, written * outer)
+    return Layer(
+        name, "conv", (batch, inner, outer, kernel, *size, stride), parameters, flops, 0, read * inner, written * outer
+    )
 
 
 def norm(name: str, rows: int, channels: int) -> Layer:
     """A normalisation with scale and shift, about 8 operations a number."""
-    return Layer(name, "norm", 2 * channels, 0, 8 * rows * channels, rows * channels, rows * channels)
+    return Layer(name, "norm", (rows, channels), 2 * channels, 0, 8 * rows * channels, rows * channels, rows * channels)
 
 
 def attention(name: str, batch: int, heads: int, channels: int, queries: int, keys: int) -> Layer:
     """Scores, softmax (about 8 operations a score) and weighted sum, without a table of scores in memory."""
     flops = 4 * batch * queries * keys * channels
     read, written = batch * channels * (queries + 2 * keys), batch * channels * queries
-    return Layer(name, "attention", 0, flops, 8 * batch * heads * queries * keys, read, written)
-
-
-def attention_shape(layer: Layer, batch: int) -> tuple[int, int, int, int]:
-    """Heads, queries, keys and channels of a head, of a layer that `attention` made."""
-    pairs = layer.vector_flops // 8 // batch  # heads · queries · keys
-    width = layer.flops // 4 // batch // pairs
-    keys = pairs * width * batch // layer.written
-    heads = (layer.read - layer.written) // 2 // batch // keys // width
-    return heads, pairs // heads // keys, keys, width
+    shape = (batch, heads, channels, queries, keys)
+    return Layer(name, "attention", shape, 0, flops, 8 * batch * heads * queries * keys, read, written)
 
 
 def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int) -> Iterator[Layer]:

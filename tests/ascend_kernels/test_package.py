@@ -200,7 +200,7 @@ def ascend(monkeypatch):
     """ops.attention as on a pretended Ascend of the generation that `ascend.chip` names; what it narrows to is half."""
     attention = importlib.import_module("mindpangu.ops.attention")  # the package has a function of this name
     attention.chip = "ascend910b"
-    monkeypatch.setattr(runtime, "_ascend_chip", lambda: attention.chip)
+    monkeypatch.setattr(runtime, "ascend_chip", lambda: attention.chip)
     monkeypatch.setattr(attention, "_ascend_back_end", runtime.ascend_attention)
     monkeypatch.setattr(attention.mstype, "bfloat16", attention.mstype.float16)  # a CPU does not compute in bfloat16
     yield attention

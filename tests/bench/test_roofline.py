@@ -10,9 +10,9 @@ from mindpangu.cost.flops import Layer, unet_layers
 
 def test_a_layer_takes_its_slowest_bound():
     chip = Chip("one", cube=100.0, vector=10.0, memory=4.0)
-    assert chip.seconds(Layer("a", "dense", 0, 300, 10, 1, 1)) == (3.0, "cube")
-    assert chip.seconds(Layer("b", "norm", 0, 0, 50, 1, 1)) == (5.0, "vector")
-    assert chip.seconds(Layer("c", "norm", 0, 100, 10, 4, 4)) == (4.0, "memory")
+    assert chip.seconds(Layer("a", "dense", (), 0, 300, 10, 1, 1)) == (3.0, "cube")
+    assert chip.seconds(Layer("b", "norm", (), 0, 0, 50, 1, 1)) == (5.0, "vector")
+    assert chip.seconds(Layer("c", "norm", (), 0, 100, 10, 4, 4)) == (4.0, "memory")
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

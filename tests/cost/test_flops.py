@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindpangu.cost.flops import attention, attention_shape, decoder_layers, text_layers, unet_layers
+from mindpangu.cost import flops
+from mindpangu.cost.flops import decoder_layers, text_layers, unet_layers
 from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
 RELEASE = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)
@@ -76,7 +77,11 @@ def test_parameters_are_those_of_the_text_encoder():
     assert sum(layer.parameters for layer in text_layers(spec, 1)) == everything - tables
 
 
-@pytest.mark.parametrize("shape", [(10, 4096, 4096, 64), (20, 1024, 77, 64), (1, 9, 5, 3), (8, 1, 1, 40)])
-def test_an_attention_layer_tells_its_shape(shape):
-    heads, queries, keys, width = shape
-    assert attention_shape(attention("a", 3, heads, heads * width, queries, keys), 3) == shape
+def test_a_layer_is_made_again_from_its_kind_and_shape():
+    for layer in unet_layers(RELEASE, 2, 32, 32, 77):
+        *shape, last = layer.shape
+        if layer.kind == "conv":
+            batch, inner, outer, kernel, height, width = shape
+            assert flops.conv(layer.name, batch, inner, outer, kernel, (height, width), last) == layer
+        else:
+            assert getattr(flops, layer.kind)(layer.name, *layer.shape) == layer

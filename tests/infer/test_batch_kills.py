@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mindpangu.selftest.ranks import free_port
 from tests.infer.test_batch import contents
-from tests.tiny import free_port
 
 PROMPTS = 2000
 BIN = Path(sys.executable).parent

@@ -152,7 +152,7 @@ def test_what_is_chosen_and_refused(monkeypatch):
     monkeypatch.delenv(runtime.COMPUTE_DTYPE)
     monkeypatch.setattr(runtime, "_device", "Ascend")
     for chip, default in (("ascend910b", "bf16"), ("ascend910", "fp16")):
-        monkeypatch.setattr(runtime, "_ascend_chip", lambda chip=chip: chip)
+        monkeypatch.setattr(runtime, "ascend_chip", lambda chip=chip: chip)
         assert runtime.compute_dtype() == default
     monkeypatch.setenv(runtime.COMPUTE_DTYPE, "bf16")
     with pytest.raises(UserError, match="bf16 is for the 910B and later; a 910A has fp16 and fp32"):

@@ -1,66 +1,53 @@
-"""Write golden/nets.npz: what diffusers' nets make of weights and inputs that anyone can draw (see `weights`).
+"""Write mindpangu/selftest/golden.npz: what diffusers' nets make of weights and inputs that anyone can draw.
 
-Run where the extra `bench` is installed: python -m tests.parity.golden_nets. The tests need the file alone.
+Run where the extra `bench` is installed: python -m tests.parity.golden_nets. Tests and selftest need the file alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from mindpangu.checkpoint.diffusers import unet_config, vae_config
 from mindpangu.checkpoint.transformers import PREFIX, text_config
-from mindpangu.spec import TextSpec, UNetSpec, VAESpec
-from tests.parity.weights import inputs, of_peer
+from mindpangu.selftest.narrow import (
+    BETAS,
+    DECAY,
+    GOLDEN,
+    MAX_NORM,
+    RATE,
+    SIZE_DIM,
+    STEPS,
+    TEXTS,
+    TRAINED,
+    UNETS,
+    VAE_WIDTH,
+    VAES,
+    WIDE,
+    WIDE_CONTEXT,
+    text_ids,
+    training_batch,
+    unet_inputs,
+    wide_inputs,
+)
+from mindpangu.selftest.weights import draw, inputs, is_norm_scale
+from mindpangu.spec import TextSpec, UNetSpec
 
-GOLDEN = Path(__file__).parent / "golden" / "nets.npz"
-TOKENS = 7
-SIDE = 16
-SIZE_DIM = 8
-WIDE, WIDE_CONTEXT, VAE_WIDTH = 1280, 2048, 512
 VAE_MIDDLE = "decoder.mid_block."
 
-# The layouts of the families, narrow: (spec, where the vector goes in, are the projections convolutions?).
-UNETS = {
-    "pangu_draw": (UNetSpec(4, 4, 32, (1, 2, 4), 2, (0, 2, 3), 8, 48, 24), "class_embedding", False),
-    "sdxl": (UNetSpec(4, 4, 32, (1, 2, 4), 2, (0, 2, 3), 8, 48, 64), "add_embedding", False),
-    "sdxl_refiner": (
-        UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (0, 2, 2, 0), 8, 48, 64, middle_depth=2),
-        "add_embedding",
-        False,
-    ),
-    "sd15": (
-        UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (1, 1, 1, 0), 0, 48, 0, heads=8, middle_depth=1),
-        None,
-        True,
-    ),
-    "sd21": (UNetSpec(4, 4, 32, (1, 2, 4, 4), 2, (1, 1, 1, 0), 8, 48, 0, middle_depth=1), None, False),
-}
-VAES = {"sd": VAESpec(4, 32, (1, 2, 4, 4), 2)}
-# CLIP-L as in SD 1.x and SDXL, OpenCLIP's bigG as in SDXL, Chinese-CLIP's own; the end token has the largest id, where
-# CLIP looks for it.
-TEXTS = {
-    "clip_l": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11),
-    "clip_l_skip_1": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "last", 11, skip_last=1),
-    "clip_l_hidden": TextSpec(99, 98, 32, 4, 4, "quick_gelu", "hidden", 11),
-    "open_clip": TextSpec(99, 98, 32, 4, 4, "gelu", "penultimate", 11, 24),
-    "chinese_clip": TextSpec(99, 98, 32, 4, 4, "gelu", "bert", 11, 24),
-}
 
+def of_peer(module, prefix: str = "") -> None:
+    """Give a torch module its weights; `prefix` is what its names lack of those in its files."""
+    import torch
 
-def unet_inputs(spec: UNetSpec) -> dict[str, np.ndarray]:
-    """x, t, context, and for nets with a vector its two halves: pooled text, and six sizes (SDXL) or none."""
-    sizes = np.array([[1024, 768, 0, 16, 1024, 1024], [512, 512, 8, 0, 512, 640]], np.float32)
-    return {
-        "x": inputs(2, spec.in_channels, SIDE, SIDE),
-        "t": np.array([981.0, 17.0], np.float32),
-        "context": inputs(2, TOKENS, spec.context_dim, seed=1),
-        "pooled": inputs(2, 16, seed=2),
-        "vector": inputs(2, spec.vector_dim, seed=2),
-        "sizes": sizes,
+    state = {
+        name: torch.from_numpy(np.asarray(draw(prefix + name, tuple(value.shape), is_norm_scale(name))))
+        for name, value in module.state_dict().items()
+        if value.is_floating_point()
     }
+    missing = [name for name in module.load_state_dict(state, strict=False).missing_keys if "position_ids" not in name]
+    assert not missing, missing
 
 
 def peer_unet(spec: UNetSpec, vector: str, convolutions: bool):
@@ -100,14 +87,6 @@ def run_vae(name: str) -> dict[str, np.ndarray]:
         posterior = net.encode(torch.from_numpy(inputs(1, 3, 32, 40, seed=3))).latent_dist
         decoded = net.decode(torch.from_numpy(inputs(1, spec.z_channels, 4, 5, seed=4))).sample
     return {"mean": posterior.mean.numpy(), "logvar": posterior.logvar.numpy(), "decoded": decoded.numpy()}
-
-
-def text_ids(spec: TextSpec) -> np.ndarray:
-    """Three prompts with their end token early, late and last; zeros behind it."""
-    ids = np.random.default_rng(12).integers(1, spec.end_id, (3, spec.context_length)).astype(np.int32)
-    for row, end in zip(ids, (2, 7, spec.context_length - 1)):
-        row[end], row[end + 1 :] = spec.end_id, 0
-    return ids
 
 
 def run_text(name: str) -> dict[str, np.ndarray]:
@@ -172,11 +151,6 @@ def run_transformer_block() -> np.ndarray:
         return block(x, encoder_hidden_states=context).numpy()
 
 
-def wide_inputs() -> tuple[np.ndarray, np.ndarray]:
-    """16 positions, 77 tokens."""
-    return inputs(1, 16, WIDE, seed=5), inputs(1, 77, WIDE_CONTEXT, seed=6)
-
-
 def run_vae_middle() -> np.ndarray:
     """The autoencoder's middle at its real width."""
     import torch
@@ -188,6 +162,28 @@ def run_vae_middle() -> np.ndarray:
         return block(torch.from_numpy(inputs(1, VAE_WIDTH, 4, 5, seed=7))).numpy()
 
 
+def run_training() -> np.ndarray:
+    """The losses of ten steps of PyTorch's AdamW; matrices and kernels decay."""
+    import torch
+
+    net = peer_unet(TRAINED, "class_embedding", False)
+    of_peer(net)
+    decayed = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer, losses = torch.optim.AdamW(groups, RATE, BETAS), []
+    for step in range(STEPS):
+        x, t, context, vector, target = map(torch.from_numpy, training_batch(step))
+        out = net(x, t, context, class_labels=vector, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(out, target)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_NORM)
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
 def main() -> None:
     """Write the file."""
     arrays = {f"unet.{name}": run_unet(name) for name in UNETS}
@@ -197,7 +193,7 @@ def main() -> None:
         arrays.update({f"text.{name}.{key}": value for key, value in run_text(name).items()})
     arrays["block.transformer"] = run_transformer_block()
     arrays["block.vae_middle"] = run_vae_middle()
-    GOLDEN.parent.mkdir(exist_ok=True)
+    arrays["training.losses"] = run_training()
     np.savez_compressed(GOLDEN, **arrays)
 
 

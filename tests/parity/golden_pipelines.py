@@ -25,9 +25,9 @@ from mindpangu.checkpoint.store import load_tensors, save_tensors  # noqa: E402
 from mindpangu.convert.to_diffusers import export_diffusers  # noqa: E402
 from mindpangu.convert.writer import ConversionOptions, write_model  # noqa: E402
 from mindpangu.models.inventory import find_spec, parts, spec_of  # noqa: E402
+from mindpangu.selftest.weights import draw, value_of  # noqa: E402
 from mindpangu.spec import ControlNetSpec, ModelSpec  # noqa: E402
 from mindpangu.text.vocabularies import clip_bpe  # noqa: E402
-from tests.parity.weights import draw, value_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden" / "pipelines.npz"
 FAMILIES = ("sd15", "sd21", "sdxl", "sdxl_refiner")

@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from mindpangu.infer.drawing import BatchState
+from mindpangu.selftest.ranks import free_port
 from mindpangu.studio.worker import Preview, Worker
-from tests.tiny import free_port
 
 gradio = pytest.importorskip("gradio", reason="needs the extra mindpangu[studio]")
 DONE, COMING = "#pictures .pictures:not(.coming) img", "#pictures .pictures.coming img"

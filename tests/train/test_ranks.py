@@ -19,9 +19,10 @@ from mindpangu.checkpoint.store import load_tensors, only_writer
 from mindpangu.config import parse
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import Ranks
+from mindpangu.selftest.ranks import free_port
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.run import make_task, run
-from tests.tiny import free_port, training
+from tests.tiny import training
 from tests.train.test_loop import states
 
 STEPS = 20

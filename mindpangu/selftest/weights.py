@@ -1,4 +1,4 @@
-"""Weights that both sides draw for themselves: a function of the peer's parameter name and shape alone."""
+"""Weights that two implementations draw for themselves: a function of the peer's parameter name and shape alone."""
 
 from __future__ import annotations
 
@@ -23,19 +23,6 @@ def is_norm_scale(name: str) -> bool:
     """Whether the peer's parameter is the scale of a normalisation."""
     owner, _, leaf = name.rpartition(".")
     return leaf == "weight" and "norm" in owner.rpartition(".")[2]
-
-
-def of_peer(module, prefix: str = "") -> None:
-    """Give a torch module its weights; `prefix` is what its names lack of those in its files."""
-    import torch
-
-    state = {
-        name: torch.from_numpy(np.asarray(draw(prefix + name, tuple(value.shape), is_norm_scale(name))))
-        for name, value in module.state_dict().items()
-        if value.is_floating_point()
-    }
-    missing = [name for name in module.load_state_dict(state, strict=False).missing_keys if "position_ids" not in name]
-    assert not missing, missing
 
 
 def of_ours(net, places: Mapping[str, Place]) -> None:

@@ -1,0 +1,1 @@
+"""Whether operators, nets and training are right on this machine."""
