@@ -17,7 +17,8 @@ from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 from mindspore.ops import CustomRegOp, DataType
 
-FORWARD, BACKWARD = "aclnnMindpanguFlashAttention", "aclnnMindpanguFlashAttentionGrad"
+# As the package registers them. At O0 and O1 MindSpore puts "aclnn" in front; GE (O2) looks for the names as they are.
+FORWARD, BACKWARD = "MindpanguFlashAttention", "MindpanguFlashAttentionGrad"
 VENDOR, HEADER = "mindpangu", "aclnn_mindpangu_flash_attention.h"
 
 

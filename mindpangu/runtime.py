@@ -43,6 +43,14 @@ COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
 ASCEND_SCORES = "MINDPANGU_ASCEND_SCORES"
 SCORES = ("half", "fp32")
 
+# How MindSpore compiles for Ascend: "O1" fuses operators, "O0" takes them one by one. There is an O2 as well, which
+# MindSpore takes out; it is a 910A's default, so that the level is always set.
+JIT_LEVEL = "MINDPANGU_JIT_LEVEL"
+JIT_LEVELS = ("O1", "O0")
+
+# Seconds that processes of a training wait for one another: some compile for half an hour while others are done.
+HCCL_TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_EXEC_TIMEOUT": "7200"}
+
 DEVICES = ("auto", "CPU", "Ascend")
 
 
@@ -139,6 +147,16 @@ def ascend_scores() -> str:
     return _one_of(ASCEND_SCORES, os.environ.get(ASCEND_SCORES, SCORES[0]), SCORES)
 
 
+def jit_level() -> str:
+    """How MindSpore compiles for Ascend: "O1" (the default, but of a 910A, where it is untried) or "O0".
+
+    Raises:
+        UserError: the environment says something else.
+    """
+    default = "O0" if ascend_chip() == "ascend910" else "O1"
+    return _one_of(JIT_LEVEL, os.environ.get(JIT_LEVEL, default), JIT_LEVELS)
+
+
 def weights_dtype() -> str:
     """What weights lie in memory in, unless asked otherwise: on Ascend what nets compute in, on a CPU fp32."""
     return compute_dtype() if _device == "Ascend" else "fp32"
@@ -190,6 +208,8 @@ def prepare_environment() -> None:
     _settings.append(_default("GLOG_v", "3"))  # errors only
     # Plugins of other devices complain when they do not load; `mindpangu doctor` names what is missing instead.
     _settings.append(_default("GLOG_logtostderr", "1"))
+    if "MS_ROLE" in os.environ:  # msrun has started this process
+        _settings.extend(_default(name, seconds) for name, seconds in HCCL_TIMEOUTS.items())
     if "mindspore" in sys.modules and any(s.origin == "mindpangu" and s.name.startswith("ONEDNN") for s in _settings):
         print(
             f"mindpangu: MindSpore was imported first, so ONEDNN_MAX_CPU_ISA={ONEDNN_ISA} came too late and "
@@ -244,9 +264,10 @@ def ascend_available() -> bool:
         return False
 
 
-def start(device: str = "auto") -> str:
+def start(device: str = "auto", memory: Optional[str] = None) -> str:
     """Import MindSpore, choose graph mode and the device, and return the device's name ("CPU" or "Ascend").
 
+    `memory`: how much of an NPU's memory MindSpore may take, such as "58GB"; None: fifteen sixteenths of what is free.
     Idempotent; a second call with another device is an error, since MindSpore cannot move a running process.
 
     Raises:
@@ -265,9 +286,14 @@ def start(device: str = "auto") -> str:
     if device == "Ascend" and not ascend_available():
         raise UserError("no Ascend NPU answers here; run `mindpangu doctor` to see what is missing, or use CPU")
     chosen = device if device != "auto" else ("Ascend" if ascend_available() else "CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
     if chosen == "Ascend":
         _check_ascend()
-    ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_context(jit_config={"jit_level": jit_level()})
+        if memory is not None:
+            ms.runtime.set_memory(max_size=memory)
+        # Where operators' glue is compiled to, by default in the folder that one stands in.
+        _settings.append(_default("MS_COMPILER_CACHE_PATH", str(cache_folder() / "operators")))
     ms.set_device(chosen)
     _device = chosen
     compute_dtype()
@@ -301,9 +327,11 @@ def kept_graphs(*what: object) -> Iterator[None]:
         yield
         return
     depends_on = [str(asked()) for asked in graphs_depend_on]
-    key = hashlib.sha256(
-        repr((what, start(), cpu_operators(), compute_dtype(), depends_on, ms.__version__, sys.version)).encode()
-    )
+    device = start(), cpu_operators(), compute_dtype()
+    if device[0] == "Ascend":  # compiled further than on a CPU, by CANN
+        toolkit = Path(os.environ.get("ASCEND_HOME_PATH", "")).resolve()
+        device += ascend_chip(), jit_level(), ascend_attention(), ascend_scores(), str(toolkit)
+    key = hashlib.sha256(repr((what, device, depends_on, ms.__version__, sys.version)).encode())
     ours = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "mindpangu"]
     for source in sorted(filter(None, ours)):
         key.update(Path(source).read_bytes())

@@ -49,6 +49,23 @@ def test_workers_of_msrun_share_the_cores():
         assert int(shared) == max(1, cores // workers)
 
 
+def test_workers_of_msrun_wait_long_for_each_other():
+    code = "import mindpangu, os; print(os.environ.get('HCCL_CONNECT_TIMEOUT'), os.environ.get('HCCL_EXEC_TIMEOUT'))"
+    assert in_new_process(code) == "None None"
+    assert in_new_process(code, MS_ROLE="MS_WORKER", HCCL_EXEC_TIMEOUT="900") == "7200 900"
+
+
+@pytest.mark.parametrize(("chip", "level"), [("ascend910b", "O1"), ("ascend910_93", "O1"), ("ascend910", "O0")])
+def test_graphs_are_compiled_at_a_level_that_is_stated(monkeypatch, chip, level):
+    monkeypatch.setattr(runtime, "ascend_chip", lambda: chip)
+    assert runtime.jit_level() == level
+    monkeypatch.setenv(runtime.JIT_LEVEL, "O0")
+    assert runtime.jit_level() == "O0"
+    monkeypatch.setenv(runtime.JIT_LEVEL, "O2")
+    with pytest.raises(UserError, match="MINDPANGU_JIT_LEVEL=O2 is unknown; allowed: O1, O0"):
+        runtime.jit_level()
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(UserError, match="allowed: auto, CPU, Ascend"):
         runtime.start("GPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
@@ -17,12 +18,20 @@ class ContextConfig:
     """Where to run; `seed` fixes the initial weights, the examples and all noise.
 
     `compute_dtype`: what nets compute in, with float32 weights, moments and normalisations; auto: bf16 on a 910B, fp16
-    on a 910A, fp32 on a CPU, or as MINDPANGU_COMPUTE_DTYPE says.
+    on a 910A, fp32 on a CPU, or as MINDPANGU_COMPUTE_DTYPE says. `max_device_memory`: how much of an NPU's memory
+    MindSpore may take, such as 58GB, for HCCL's buffers lie outside; by default fifteen sixteenths of what is free.
     """
 
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     seed: int = 0
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_device_memory: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if self.max_device_memory is not None and not re.fullmatch(r"\d+(\.\d+)?GB", self.max_device_memory):
+            raise ValueError(
+                f"max_device_memory is '{self.max_device_memory}'; a number and GB are needed, such as 58GB"
+            )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def run(config: TrainConfig) -> None:
     """
     if config.context.compute_dtype != "auto":
         os.environ[runtime.COMPUTE_DTYPE] = config.context.compute_dtype
-    if runtime.start(config.context.device_target) == "CPU" and runtime.compute_dtype() == "bf16":
+    device = runtime.start(config.context.device_target, config.context.max_device_memory)
+    if device == "CPU" and runtime.compute_dtype() == "bf16":
         raise UserError("context.compute_dtype: MindSpore's CPU cannot add gradients in bf16; use fp16 or fp32 there")
     import mindspore
 

@@ -18,6 +18,7 @@ from mindpangu.cli import (
     plan,
     studio,
     train,
+    warmup,
     zoo,
 )
 from mindpangu.version import __version__
@@ -43,6 +44,7 @@ app.command("show")(pictures.show)
 app.command("report")(train.report)
 app.command("doctor")(doctor.doctor)
 app.command("selftest")(doctor.selftest)
+app.command("warmup")(warmup.warmup)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("export")(convert.export)

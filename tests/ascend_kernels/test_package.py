@@ -139,6 +139,18 @@ def test_the_operators_are_called_and_differentiated_in_graph_mode(jit_level, st
     flash_attention.operator.cache_clear()
 
 
+def test_attributes_travel_by_name_for_graphs_of_every_level():
+    """GE (O2) takes the package's own names, and makes constant inputs that are named as attributes attributes."""
+    from mindpangu.ascend_kernels import flash_attention
+
+    forward = flash_attention.operator(2, 0.5, False, True)
+    inputs, outputs, attributes = names(OPERATORS["MindpanguFlashAttention"])
+    assert forward.attrs["reg_op_name"] == "MindpanguFlashAttention"
+    assert forward.attrs["input_names"] == inputs + attributes
+    assert forward.attrs["pure_input_names"] == inputs and forward.attrs["attr_names"] == attributes
+    assert forward.attrs["output_names"] == outputs
+
+
 def test_the_operators_are_made_but_not_found_here(monkeypatch, tmp_path):
     from mindpangu.ascend_kernels import flash_attention
 

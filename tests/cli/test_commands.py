@@ -62,6 +62,53 @@ def test_graphs_are_kept_on_disk_by_what_they_are_for(model_folder, tmp_path):
     assert len(draw("48x32", "c")[1]) == 2
 
 
+def test_warmup_compiles_what_the_commands_then_find(model_folder, tmp_path):
+    """A drawing and a batch of the size, number and steps that it was asked for compile nothing more."""
+    here = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "MINDPANGU_CPU_OPS": "off"}
+    asked = ["--model", str(model_folder)]
+    options = [*asked, "--steps", "2", "--size", "48x32", "--n", "2", "--batch", "3"]
+
+    def kept():
+        return sorted(path.name for path in (tmp_path / "cache" / "mindpangu" / "graphs").iterdir())
+
+    done = mindpangu("warmup", *options, "--command", "generate", "--command", "batch", **here)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(", compiled\n") == 2 and "2 sets of graphs" in done.stdout
+    before = kept()
+    drawn = [
+        "generate",
+        "two dogs",
+        *asked,
+        "--size",
+        "48x32",
+        "--steps",
+        "2",
+        "--n",
+        "2",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    assert mindpangu(*drawn, **here).returncode == 0
+    (tmp_path / "p.txt").write_text("a cat\na red bus\na tree\na fox\n", encoding="utf-8")
+    batch = ["batch", str(tmp_path / "p.txt"), *asked, "--set", "steps=2", "--set", "size=48x32", "--batch", "3"]
+    assert mindpangu(*batch, "--out", str(tmp_path / "b"), **here).returncode == 0
+    assert kept() == before
+    assert "was there already" in mindpangu("warmup", *options, "--command", "generate", **here).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--command", "train"], "command 'train' is unknown; allowed: generate, batch, coop"),
+        (["--command", "coop"], "--command coop needs --recipe"),
+        (["--size", "7x7"], "size 7x7 cannot be drawn"),
+    ],
+)
+def test_warmup_says_what_it_cannot_do(options, words):
+    done = mindpangu("warmup", *options)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
