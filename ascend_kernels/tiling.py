@@ -48,6 +48,8 @@ class Chip:
 ASCEND_910B = Chip(
     "Ascend 910B2", 24, 48, 1.8e9, 1.6e12, 7e12, 512 * 1024 - 256, 64 * 1024, 128 * 1024, 184 * 1024 - 256
 )
+# Coupled cores: `cube` and `vector` are the same ones, and there is no cache through which they exchange tiles.
+ASCEND_910A = Chip("Ascend 910A", 32, 32, 1.0e9, 1.2e12, 4e12, 1024 * 1024, 64 * 1024, 256 * 1024, 248 * 1024)
 
 
 def up(n: int, to: int) -> int:
@@ -175,6 +177,45 @@ def backward_tile(
 
     longer = max(queries, keys)
     return _best(longer, longer, fits, _largest) if deterministic else _best(keys, queries, fits, _tallest)
+
+
+def coupled_forward_plan(d: int, rows: int, columns: int) -> Plan:
+    """What the forward kernel takes of a 910A's core, for heads of `d` channels: queries are rows, keys columns."""
+    return Plan(
+        l1=2 * (rows * d + 2 * columns * d + rows * columns),
+        l0a=2 * 2 * columns * d,
+        l0b=2 * 2 * rows * max(d, columns),
+        l0c=4 * rows * columns + 4 * rows * d,
+        ub=4 * rows * columns
+        + max(2 * rows * columns, 2 * rows * d)
+        + 2 * 4 * rows * d
+        + 2 * rows * max(d, columns)
+        + 5 * 4 * rows,
+        workspace=0,
+    )
+
+
+def coupled_backward_plan(d: int, rows: int, columns: int) -> Plan:
+    """What a pass of the backward kernel takes of it."""
+    longer = max(rows, columns)
+    return Plan(
+        l1=2 * (4 * longer * d + 2 * rows * columns),
+        l0a=2 * 2 * columns * max(d, rows),
+        l0b=2 * 2 * longer * d,
+        l0c=2 * 4 * rows * columns + 2 * 4 * longer * d,
+        ub=2 * 4 * rows * columns + 4 * longer * d + 2 * 2 * max(rows * columns, longer * d) + 2 * 4 * rows,
+        workspace=0,
+    )
+
+
+def coupled_forward_tile(queries: int, keys: int, width: int) -> tuple[int, int]:
+    """The largest tile of a 910A's forward kernel, for a width that is a multiple of 16; (0, 0) where none fits."""
+    return _best(queries, keys, lambda *tile: coupled_forward_plan(width, *tile).fits(ASCEND_910A), _largest)
+
+
+def coupled_backward_tile(queries: int, keys: int, width: int) -> tuple[int, int]:
+    """The largest tile of its backward kernel."""
+    return _best(queries, keys, lambda *tile: coupled_backward_plan(width, *tile).fits(ASCEND_910A), _largest)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,10 @@ def test_prototype_kernel_and_json_name_the_same_things_in_the_same_order(name):
     host = (PACKAGE / "op_host" / f"{snake(name)}.cpp").read_text()
     assert f"class {name} : public OpDef" in host and f"OP_ADD({name})" in host
     assert re.findall(r'Attr\("(\w+)"\)', host) == attributes
+    host, chips = host.split("OpAICoreConfig coupled")
     of_host = re.findall(r'for \(const char\* (?:in|out)put : \{([^}]*)\}|(?:In|Out)put\("(\w+)"\)', host)
     assert re.findall(r"\w+", " ".join(" ".join(found) for found in of_host)) == inputs + outputs
+    assert re.findall(r'"(\w+)"', re.sub(r"AddConfig.*", "", chips.partition("OP_ADD")[0])) == inputs + outputs
     kernel = (PACKAGE / "op_kernel" / f"{snake(name)}.cpp").read_text()
     entry = re.search(rf"void {snake(name)}\(([^)]*)\)", kernel).group(1)
     assert re.findall(r"GM_ADDR (\w+)", entry) == [*inputs, *outputs, "workspace", "tiling"]

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from tests.ascend_kernels.simulation import (
+    COUPLED,
     KERNELS,
     KernelError,
     backward,
     build,
+    coupled_backward,
+    coupled_forward,
     forward,
     reference,
     rounded,
@@ -21,8 +24,9 @@ from tests.ascend_kernels.simulation import (
     widened,
 )
 
-FORWARD, BACKWARD = "mindpangu_flash_attention.cpp", "mindpangu_flash_attention_grad.cpp"
-CUBE, VECTOR, TILING = "attention_cube.h", "attention_vector.h", "attention_tiling.h"
+FORWARD, BACKWARD = "split_forward.h", "split_backward.h"
+CUBE, VECTOR, MULTIPLIER = "attention_cube.h", "attention_vector.h", "multiplier.h"
+CORE, COUPLED_FORWARD, COUPLED_BACKWARD = "coupled_core.h", "coupled_forward.h", "coupled_backward.h"
 
 # What is wrong; file, text, what stands there instead; what is said; and, where it matters, the type.
 BUGS = [
@@ -33,7 +37,7 @@ BUGS = [
      "Cast(strip, scores, RoundMode::CAST_NONE, rows * visible.whole);\n            PipeBarrier<PIPE_V>();",
      "Cast(strip, scores, RoundMode::CAST_NONE, rows * visible.whole);", "may still be writing"),
     ("products of a span are not summed", FORWARD, "n16, i == 0);", "n16, true);", "WRONG"),
-    ("sums in L0C do not wait for each other", CUBE, "PipeBarrier<PIPE_M>();", "", "may still be writing"),
+    ("sums in L0C do not wait for each other", MULTIPLIER, "PipeBarrier<PIPE_M>();", "", "may still be writing"),
     ("a tile is never enqueued", FORWARD, "keys_in_.EnQue(keys);", "", "DeQue: nothing is enqueued"),
     ("a tile is used while it is enqueued", FORWARD,
      "scores = scores_in_.template DeQue<S>();\n            const Visible", "const Visible", "which is enqueued"),
@@ -44,7 +48,7 @@ BUGS = [
      "ends, and .* in use"),
     ("a tile is freed twice", FORWARD, "values_in_.FreeTensor(values);",
      "values_in_.FreeTensor(values);\n        values_in_.FreeTensor(values);", "FreeTensor: .* is not in use"),
-    ("a tile is used after it was freed", CUBE,
+    ("a tile is used after it was freed", MULTIPLIER,
      "        Mmad(product, left, right, shape);\n        left_.FreeTensor(left);",
      "        left_.FreeTensor(left);\n        Mmad(product, left, right, shape);", "which is free"),
     ("the cube never says that scores are there", FORWARD,
@@ -78,7 +82,7 @@ BUGS = [
     ("a row is never written", FORWARD, "store_rows(lse_[line_ + own_], line, 1, count_, up(count_, BLOCK), count_);",
      "store_rows(lse_[line_ + own_], line, 1, count_ - 1, up(count_, BLOCK), count_);", "was never written"),
     ("the target's type is not asked for", CUBE, "store.quantPre = QuantMode_t::F322F16;", "", "Fixpipe: quantPre"),
-    ("bfloat16_t is transposed as it is", CUBE,
+    ("bfloat16_t is transposed as it is", MULTIPLIER,
      "auto source = b.template ReinterpretCast<half>();\n        LoadData2DParams",
      "auto source = b.template ReinterpretCast<T>();\n        LoadData2DParams",
      "no matching function", "bfloat16_t"),
@@ -88,7 +92,7 @@ BUGS = [
     ("the wrong way of rounding", FORWARD,
      "Cast(out, strip, RoundMode::CAST_RINT", "Cast(out, strip, RoundMode::CAST_NONE",
      "Cast: CAST_RINT to 16 bits"),
-    ("every key is the first", CUBE, "load.srcStride = 1;", "load.srcStride = 0;", "WRONG"),
+    ("every key is the first", MULTIPLIER, "load.srcStride = 1;", "load.srcStride = 0;", "WRONG"),
     ("earlier tiles keep their weight", FORWARD, "by_row<By::MUL>(picture, blocks, count_, d_);", "", "WRONG"),
     ("what is hidden counts", FORWARD,
      "visible.hide_others(strip, 0.0f, rows);", "visible.hide_others(strip, 1.0f, rows);",
@@ -99,7 +103,7 @@ BUGS = [
      "pipe.InitBuffer(factor_in_, 4,", "event ids of MTE1_MTE2 are held"),
     ("one buffer of keys too many", FORWARD, "pipe.InitBuffer(keys_in_, 2,", "pipe.InitBuffer(keys_in_, 3,",
      "event ids of MTE1_MTE2 are held"),
-    ("TPipe's own event ids are taken", CUBE, "pipe.InitBuffer(left_, 2,", "pipe.InitBuffer(left_, 4,",
+    ("TPipe's own event ids are taken", MULTIPLIER, "pipe.InitBuffer(left_, 2,", "pipe.InitBuffer(left_, 4,",
      "event ids of M_MTE1 are held"),
     ("a zero that bfloat16_t cannot be made of", CUBE, "0, half(0));", "0, T(0));", "use of deleted function",
      "bfloat16_t"),
@@ -128,23 +132,64 @@ BUGS = [
     ("dq is written and not added to", BACKWARD, "SetAtomicAdd<float>();", "", "may still be|WRONG"),
     ("the addition never ends", BACKWARD, "        SetAtomicNone();\n", "",
      "nothing has written|reads the output|WRONG"),
-    ("a gradient of scores is not transposed", CUBE, "load.srcStride = 1;\n        load.ifTranspose = true;",
+    ("a gradient of scores is not transposed", MULTIPLIER, "load.srcStride = 1;\n        load.ifTranspose = true;",
      "load.srcStride = 1;", "WRONG"),
     ("delta is left out", BACKWARD, "minus(ds, lines[1], 1, n, n16);", "PipeBarrier<PIPE_V>();", "WRONG"),
+    # The 910A's.
+    ("the next scores overwrite those that the vector unit takes", COUPLED_FORWARD,
+     "score_out_.FreeTensor(product);", "", "AllocTensor: all 1 buffers"),
+    ("probabilities are read before they lie in L1", CORE, "SetFlag<HardEvent::MTE3_MTE1>(written_);\n"
+     "        WaitFlag<HardEvent::MTE3_MTE1>(written_);", "", "may still be writing"),
+    ("they are overwritten while they are read", CORE, "SetFlag<HardEvent::MTE1_MTE3>(read_);\n    }\n\n    // From UB",
+     "}\n\n    // From UB", "WaitFlag: event"),
+    ("an event id is not given back", CORE,
+     "pipe.ReleaseEventID<HardEvent::MTE3_MTE1>(written_);", "", "not given back"),
+    ("an event id that nobody gave", CORE, "written_ = pipe.AllocEventID<HardEvent::MTE3_MTE1>();", "written_ = 0;",
+     "which AllocEventID has not given"),
+    ("five buffers of four event ids", COUPLED_BACKWARD, "pipe.InitBuffer(keys_in_, 2,", "pipe.InitBuffer(keys_in_, 3,",
+     "event ids of MTE1_MTE2 are held"),
+    ("padding is left as it was", CORE, "for (uint32_t at = 0; at < whole; at += rows) {",
+     "for (uint32_t at = 0; at < rows; at += rows) {", "which nothing has written"),
+    ("padding counts", COUPLED_FORWARD, "counted.hide_others(scores, LOWEST);",
+     "counted.hide_others(scores, 0.0f);", "WRONG"),
+    ("the wrong lanes are scaled", CORE, "lane += BLOCK) {", "lane += FRACTAL) {", "WRONG"),
+    ("folding loses a row", CORE, "const uint32_t kept = (left + 1) / 2;", "const uint32_t kept = left / 2;", "WRONG"),
+    ("a picture is not turned", COUPLED_FORWARD,
+     "Transpose(out[c * line + b * FRACTAL * FRACTAL], narrow[(b * t_.width + c) * FRACTAL]);",
+     "Muls(out[c * line + b * FRACTAL * FRACTAL], narrow[(b * t_.width + c) * FRACTAL], half(1), 256);", "WRONG"),
+    ("a rounding that a 910A lacks", COUPLED_BACKWARD,
+     "Cast(out, sum, RoundMode::CAST_NONE", "Cast(out, sum, RoundMode::CAST_RINT",
+     "on a 910A CAST_NONE"),
+    ("an instruction that a 910A lacks", COUPLED_FORWARD,
+     "Max(fresh, fresh, maximum, line);", "Mins(fresh, fresh, 0.0f, line);",
+     "was not declared|no matching"),
+    ("a product that is not aligned in L0C", COUPLED_FORWARD, "multiplier_.of_transposed(result, values,",
+     "multiplier_.of_transposed(result[16], values,", "not a multiple of 1024"),
+    ("values' gradients take the scores' factor", COUPLED_BACKWARD,
+     "operand(i, i, n16 * m16)", "operand(i, 1, n16 * m16)", "WRONG"),
+    ("dq's products are not summed", COUPLED_BACKWARD, "m16, d, n16, starts);", "m16, d, n16, true);", "WRONG"),
+    ("delta is taken for the log-sum-exp", COUPLED_BACKWARD, "by_lane<On::SUB>(ds, lines[t_.rows], lanes, n16);",
+     "by_lane<On::SUB>(ds, lines, lanes, n16);", "WRONG"),
 ]  # fmt: skip
 
 
 def run(folder, name, dtype):
-    """The kernel that a bug sits in, on lengths with tails, three spans a row and a width with a tail."""
+    """The kernel that a bug sits in, on lengths with tails, three spans a row and, on a 910B, a width with a tail."""
     rng = np.random.default_rng(0)
-    heads = 2
-    q, k, v, do = (rounded(rng.standard_normal((1, length, heads * 40)), dtype) for length in (150, 250, 250, 150))
-    tiling = settings(q, k, heads, (32, 48, 2, 8), False, 40**-0.5, half=True)
+    heads, coupled = 2, name in (CORE, COUPLED_FORWARD, COUPLED_BACKWARD)
+    width, queries = (48, 144) if coupled else (40, 150)
+    q, k, v, do = (rounded(rng.standard_normal((1, n, heads * width)), dtype) for n in (queries, 250, 250, queries))
+    tiling = settings(q, k, heads, (32, 48, 2, 8), False, width**-0.5, half=True)
     right = reference(q, k, v, tiling, do)
-    if name == BACKWARD:
-        delta = (split(rounded(right[0], dtype), heads) * split(do, heads)).sum(-1).astype(np.float32)
-        library = build("backward.cpp", folder, dtype, folder, "-O0")
-        got, wanted = backward(library, [q, k, v, do, right[1].astype(np.float32), delta], tiling), right[2:]
+    delta = (split(rounded(right[0], dtype), heads) * split(do, heads)).sum(-1).astype(np.float32)
+    inputs = [q, k, v, do, right[1].astype(np.float32), delta]
+    if coupled:
+        library = build(COUPLED, folder, dtype, folder, "-O0")
+        got, wanted = coupled_forward(library, q, k, v, tiling)[:1], right[:1]
+        if name != COUPLED_FORWARD:
+            got, wanted = (*got, *coupled_backward(library, inputs, tiling)), (*wanted, *right[2:])
+    elif name == BACKWARD:
+        got, wanted = backward(build("backward.cpp", folder, dtype, folder, "-O0"), inputs, tiling), right[2:]
     else:
         got, wanted = forward(build("forward.cpp", folder, dtype, folder, "-O0"), q, k, v, tiling)[:1], right[:1]
     for one, other in zip(got, wanted):
@@ -160,13 +205,13 @@ def test_a_bug_is_caught(tmp_path, bug):
     source = (tmp_path / name).read_text()
     assert source.count(text) >= 1, "the kernel has changed; change the bug"
     (tmp_path / name).write_text(source.replace(text, instead))
-    kernel = BACKWARD if name == BACKWARD or bug[0].startswith(("the target", "a gradient of")) else FORWARD
+    kernel = BACKWARD if bug[0].startswith(("the target", "a gradient of")) else name
     with pytest.raises(KernelError) as caught:
         run(tmp_path, kernel, dtype[0] if dtype else "half")
     assert re.search(said, str(caught.value)), str(caught.value)[-2000:]
 
 
-@pytest.mark.parametrize("kernel", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("kernel", [FORWARD, BACKWARD, CORE])
 def test_without_a_bug_the_same_runs_pass(tmp_path, kernel):
     for source in KERNELS.iterdir():
         shutil.copy(source, tmp_path)

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from mindpangu.ascend_kernels.tiling import (
+    ASCEND_910A,
     ASCEND_910B,
     ForwardTile,
     backward_plan,
     backward_tile,
+    coupled_backward_plan,
+    coupled_backward_tile,
+    coupled_forward_plan,
+    coupled_forward_tile,
     estimate_backward,
     estimate_forward,
     forward_plan,
@@ -35,7 +40,7 @@ def of(tile, plan):
 
 
 def test_python_and_cpp_agree_on_ten_thousand_shapes(shapes, tmp_path):
-    out = np.zeros((COUNT, 52), np.uint64)
+    out = np.zeros((COUNT, 68), np.uint64)
     pointer = ctypes.POINTER(ctypes.c_uint32)
     build("tiling.cpp", tmp_path).tilings(shapes.ctypes.data_as(pointer), COUNT, out.ctypes.data_as(ctypes.c_void_p))
     for (s, t, d), row in zip(shapes.tolist(), out.tolist()):
@@ -46,6 +51,11 @@ def test_python_and_cpp_agree_on_ten_thousand_shapes(shapes, tmp_path):
         for score, two in itertools.product((2, 4), (False, True)):
             back = backward_tile(s, t, d, score, two)
             wanted += of(back, backward_plan(d, *back, 2, score, not two))
+        for tile, plan in (
+            (coupled_forward_tile, coupled_forward_plan),
+            (coupled_backward_tile, coupled_backward_plan),
+        ):
+            wanted += of(tile(s, t, d), plan(d, *tile(s, t, d)))
         assert row == wanted, (s, t, d)
 
 
@@ -71,7 +81,26 @@ def test_the_host_takes_the_tile_and_as_many_cores_as_have_work(host, backward):
     plan = backward_plan(40, *tile, 2, 2, True) if backward else forward_plan(40, tile, 2)
     cores = min(24, 2 * 3 * -(-(77 if backward else 200) // tile[0]))
     assert list(launch) == [cores, 2**24 + cores * plan.workspace + (4 * 2 * 200 * 3 * 40 if backward else 0)]
-    assert host.described(backward) == 2  # 910b and 910_93, every input made contiguous
+    assert host.described(backward) == 3  # 910b, 910_93 and 910, every input made contiguous
+
+
+@pytest.fixture
+def host_of_910a(host):
+    host.pretend(True)
+    yield host
+    host.pretend(False)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_host_of_a_910a(host_of_910a, backward):
+    """Coupled cores without a workspace; multiples of 16 channels and queries alone."""
+    tiling, launch = Tiling(), (ctypes.c_uint64 * 2)()
+    assert host_of_910a.tile(backward, three((2, 208, 144), (2, 77, 144)), 3, ctypes.byref(tiling), launch) == 0
+    tile = (coupled_backward_tile if backward else coupled_forward_tile)(208, 77, 48)
+    assert (tiling.rows, tiling.columns, tiling.width) == (*tile, 48)
+    assert list(launch) == [min(32, 2 * 3 * -(-208 // (min(tile) if backward else tile[0]))), 2**24]
+    for q, k in (((2, 200, 144), (2, 77, 144)), ((2, 208, 120), (2, 77, 120))):
+        assert host_of_910a.tile(backward, three(q, k), 3, ctypes.byref(tiling), launch) != 0
 
 
 @pytest.mark.parametrize(
@@ -108,6 +137,16 @@ def test_every_tile_fits_and_none_that_is_larger_in_both_ways_would(shapes):
             larger = tile[0] + 16, tile[1] + 16
             within = all(side <= min(128, -(-whole // 16) * 16) for side, whole in zip(larger, most))
             assert not (within and plan(d, *larger).fits(ASCEND_910B)) or tile[0] * tile[1] >= 64 * 64
+
+
+def test_the_910as_tiles_fit(shapes):
+    for s, t, d in shapes[:500].tolist():
+        width = min(-(-d // 16) * 16, 512)
+        for tile, plan in (
+            (coupled_forward_tile, coupled_forward_plan),
+            (coupled_backward_tile, coupled_backward_plan),
+        ):
+            assert plan(width, *tile(s, t, width)).fits(ASCEND_910A) and min(tile(s, t, width)) > 0
 
 
 def test_no_tile_fits_heads_that_are_too_wide():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the operator package for Ascend 910B: build_out/custom_opp_*.run, which installs itself. Needs CANN; never run
+# Builds the operator package for Ascend 910B, or for the chips that MINDPANGU_CHIPS names (ascend910: the 910A): build_out/custom_opp_*.run, which installs itself. Needs CANN; never run
 # with it by us. `build.sh --install` also installs it for this user's CANN.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,6 +17,7 @@ if [ ${#lacking[@]} -gt 0 ]; then
     exit 2
 fi
 
+export MINDPANGU_CHIPS="${MINDPANGU_CHIPS:-ascend910b;ascend910_93}"
 unset ASCEND_CUSTOM_OPP_PATH  # packages that are installed already are not the build's business
 cmake --preset default
 cmake --build build_out --target binary package -j"$(nproc)"

@@ -1,4 +1,6 @@
 // Both operators' host sides, for ctypes.
+#include <algorithm>
+
 #include "op_host/mindpangu_flash_attention.cpp"
 #include "op_host/mindpangu_flash_attention_grad.cpp"
 
@@ -14,6 +16,11 @@ void fill(gert::Context& context, const int64_t* shapes, uint32_t inputs, int64_
     context.attributes.values = {heads, scale, false, true, false};
 }
 }  // namespace
+
+// Which chip the host is asked about from now on.
+extern "C" void pretend(bool is_910a) {
+    platform_ascendc::pretended = is_910a ? platform_ascendc::SocVersion::ASCEND910 : platform_ascendc::SocVersion::ASCEND910B;
+}
 
 // The status for q and k of these shapes; `tiling` and `launch` (cores, bytes of workspace) as the host sets them.
 extern "C" uint32_t tile(bool backward, const int64_t* shapes, int64_t heads, AttentionTiling* tiling, uint64_t* launch) {
@@ -43,10 +50,13 @@ extern "C" uint32_t infer(const int64_t* shapes, int64_t heads, int64_t* out) {
 // Whether every input is made contiguous, and how many chips it is for.
 extern "C" uint32_t described(bool backward) {
     const ops::OpDef& definition = operator_of(backward);
-    for (const auto& [name, input] : definition.inputs) {
-        if (!input.contiguous) {
-            return 0;
-        }
+    const auto wrong = [](const auto& inputs) {
+        return std::any_of(inputs.begin(), inputs.end(), [](const auto& one) { return !one.second.contiguous; });
+    };
+    const ops::OpAICoreConfig& coupled = definition.core.of_chip.at("ascend910");
+    if (wrong(definition.inputs) || wrong(coupled.inputs) || coupled.inputs.size() != definition.inputs.size() ||
+        coupled.outputs.size() != definition.outputs.size() || coupled.flags.size() != 6) {
+        return 0;
     }
     return static_cast<uint32_t>(definition.core.chips.size());
 }

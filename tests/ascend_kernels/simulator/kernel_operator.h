@@ -1,4 +1,5 @@
-// The part of AscendC (CANN 8, basic API, Atlas A2) that our kernels use, for g++, written from its documentation: the
+// The part of AscendC (CANN 8 and 9, basic API) that our kernels use, for g++, written from its documentation, its
+// signatures held against the official ones (signatures.tsv), for either of two generations of chips: the
 // kernels' very sources compile against this header and run on a CPU, and what the documentation forbids ends the run
 // with a message. One thread for each core; they take turns, and every wait is a turn.
 //
@@ -32,12 +33,17 @@
 #include <type_traits>
 #include <vector>
 
+// 2201: the 910B, whose cube and vector cores are apart. 1001: the 910A, whose cores are both.
+#ifndef __NPU_ARCH__
+#define __NPU_ARCH__ 2201
+#endif
+
 #define __aicore__
 #define __global__
 #define __gm__
-
-using GM_ADDR = uint8_t*;
+#define GM_ADDR __gm__ uint8_t*
 using half = _Float16;
+#if __NPU_ARCH__ == 2201
 struct bfloat16_t {
     uint16_t bits = 0;
     bfloat16_t() = default;
@@ -56,7 +62,13 @@ struct bfloat16_t {
     }
 };
 
+#endif
+
+#if __NPU_ARCH__ == 2201
 enum pipe_t { PIPE_S, PIPE_V, PIPE_M, PIPE_MTE1, PIPE_MTE2, PIPE_MTE3, PIPE_FIX, PIPE_ALL };
+#else
+enum pipe_t { PIPE_S, PIPE_V, PIPE_M, PIPE_MTE1, PIPE_MTE2, PIPE_MTE3, PIPE_ALL = 7 };
+#endif
 
 namespace AscendC {
 enum class TPosition { GM, A1, B1, A2, B2, CO1, VECIN, VECOUT, VECCALC };
@@ -66,8 +78,17 @@ using QuePosition = TPosition;
 namespace sim {
 
 using AscendC::TPosition;
-constexpr uint32_t PIPES = 7, GRAIN = 32, EVENTS = 6, PAIRED_FLAGS = 11, MOST_SETS = 15;
+constexpr uint32_t PIPES = 7, GRAIN = 32, PAIRED_FLAGS = 11, MOST_SETS = 15;
 constexpr const char* PIPE_NAMES[] = {"S", "V", "M", "MTE1", "MTE2", "MTE3", "FIX", "ALL"};
+
+// Types of 16 bits that the chip multiplies.
+#if __NPU_ARCH__ == 2201
+template <typename T>
+constexpr bool NARROW = std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t>;
+#else
+template <typename T>
+constexpr bool NARROW = std::is_same_v<T, half>;
+#endif
 
 struct Aborted {};
 
@@ -109,8 +130,11 @@ struct Memory {
 };
 
 enum class Unit { UB, L1, L0A, L0B, L0C };
-constexpr size_t CAPACITY[] = {184 * 1024 - 256, 512 * 1024 - 256, 64 * 1024, 64 * 1024, 128 * 1024};
+constexpr bool COUPLED = __NPU_ARCH__ == 1001;  // one core is cube and vector core
+constexpr size_t CAPACITY[] = {COUPLED ? 248 * 1024 : 184 * 1024 - 256, COUPLED ? 1024 * 1024 : 512 * 1024 - 256,
+                               64 * 1024, 64 * 1024, COUPLED ? 256 * 1024 : 128 * 1024};
 constexpr uint32_t ALIGNMENT[] = {32, 32, 512, 512, 64};
+constexpr uint32_t CORES_OF_BLOCK = COUPLED ? 1 : 3;
 constexpr const char* UNIT_NAMES[] = {"UB", "L1", "L0A", "L0B", "L0C"};
 
 constexpr Unit unit_of(TPosition p) {
@@ -144,7 +168,8 @@ struct Core {
     std::array<uint32_t, PIPES> issued{};
     std::array<Clock, PIPES> known;
     std::map<std::pair<int, int>, Clock> events;  // set and not waited for: (event, id)
-    std::map<std::pair<pipe_t, pipe_t>, uint32_t> ids;  // held by buffers of queues
+    std::map<std::pair<pipe_t, pipe_t>, uint32_t> ids;  // held by buffers of queues and by AllocEventID
+    std::map<int, std::vector<int>> allocated;           // by event: the ids that AllocEventID gave
     std::vector<std::unique_ptr<Buffer>> buffers;
 
     uint32_t pipe_id(pipe_t p) const { return index * PIPES + p; }
@@ -169,8 +194,16 @@ inline Core& core() { return *self; }
 
 // Event ids of each HardEvent, and those that TPipe keeps: a buffer of a queue holds one from FreeTensor to the next
 // AllocTensor, and from EnQue to DeQue. Where none is left the chip waits for ever.
-constexpr uint32_t EVENT_IDS = 8;
-constexpr uint32_t kept_ids(pipe_t from, pipe_t to) { return from == PIPE_M && to == PIPE_MTE1 ? 3 : 0; }
+constexpr uint32_t EVENT_IDS = COUPLED ? 4 : 8;
+constexpr uint32_t kept_ids(pipe_t from, pipe_t to) { return !COUPLED && from == PIPE_M && to == PIPE_MTE1 ? 3 : 0; }
+
+inline void take_id(const std::string& who, pipe_t from, pipe_t to) {
+    uint32_t& ids = core().ids[{from, to}];
+    if (ids + kept_ids(from, to) == EVENT_IDS) {
+        fail("%s: all %u event ids of %s_%s are held", who.c_str(), EVENT_IDS, PIPE_NAMES[from], PIPE_NAMES[to]);
+    }
+    ++ids;
+}
 
 inline void release(Buffer& buffer) {
     if (buffer.held) {
@@ -181,11 +214,7 @@ inline void release(Buffer& buffer) {
 
 inline void hold(Buffer& buffer, pipe_t from, pipe_t to) {
     release(buffer);
-    uint32_t& ids = core().ids[{from, to}];
-    if (ids + kept_ids(from, to) == EVENT_IDS) {
-        fail("%s: all %u event ids of %s_%s are held", buffer.name.c_str(), EVENT_IDS, PIPE_NAMES[from], PIPE_NAMES[to]);
-    }
-    ++ids;
+    take_id(buffer.name, from, to);
     buffer.held = {from, to};
 }
 
@@ -414,6 +443,7 @@ public:
 
     sim::Buffer* buffer() const { return buffer_; }
     TPosition position() const { return position_; }
+    size_t start() const { return start_; }
 
     void in(sim::Unit unit, const char* what) const {
         if (buffer_ == nullptr) {
@@ -452,8 +482,36 @@ private:
 
 class TPipe;
 
+enum class HardEvent {
+    MTE2_V, V_MTE2, V_MTE3, MTE3_V, MTE2_MTE1, MTE1_MTE2, MTE1_M, M_MTE1, MTE3_MTE2, M_V, V_M, MTE3_MTE1, MTE1_MTE3,
+#if __NPU_ARCH__ == 2201
+    M_FIX, FIX_M
+#endif
+};
+using TEventID = int8_t;
+
+namespace internal {
+constexpr std::pair<pipe_t, pipe_t> ends(HardEvent e) {
+    constexpr std::pair<pipe_t, pipe_t> ALL[] = {
+        {PIPE_MTE2, PIPE_V},    {PIPE_V, PIPE_MTE2},    {PIPE_V, PIPE_MTE3},    {PIPE_MTE3, PIPE_V},
+        {PIPE_MTE2, PIPE_MTE1}, {PIPE_MTE1, PIPE_MTE2}, {PIPE_MTE1, PIPE_M},    {PIPE_M, PIPE_MTE1},
+        {PIPE_MTE3, PIPE_MTE2}, {PIPE_M, PIPE_V},       {PIPE_V, PIPE_M},       {PIPE_MTE3, PIPE_MTE1},
+        {PIPE_MTE1, PIPE_MTE3},
+#if __NPU_ARCH__ == 2201
+        {PIPE_M, PIPE_FIX},     {PIPE_FIX, PIPE_M}
+#endif
+    };
+    return ALL[int(e)];
+}
+}  // namespace internal
+
 template <TPosition POSITION, int32_t DEPTH>
 class TQue {
+#if __NPU_ARCH__ == 2201
+    static constexpr pipe_t DRAINS = PIPE_FIX;  // what takes products from L0C
+#else
+    static constexpr pipe_t DRAINS = PIPE_V;
+#endif
     static constexpr pipe_t FILLS = POSITION == TPosition::VECOUT                                 ? PIPE_V
                                     : POSITION == TPosition::A2 || POSITION == TPosition::B2     ? PIPE_MTE1
                                     : POSITION == TPosition::CO1                                 ? PIPE_M
@@ -461,7 +519,7 @@ class TQue {
     static constexpr pipe_t EMPTIES = POSITION == TPosition::VECIN                               ? PIPE_V
                                       : POSITION == TPosition::VECOUT                            ? PIPE_MTE3
                                       : POSITION == TPosition::A1 || POSITION == TPosition::B1   ? PIPE_MTE1
-                                      : POSITION == TPosition::CO1                               ? PIPE_FIX
+                                      : POSITION == TPosition::CO1                               ? DRAINS
                                                                                                  : PIPE_M;
 
 public:
@@ -482,7 +540,7 @@ public:
         return LocalTensor<T>(buffer, POSITION, buffer->start, buffer->size);
     }
     template <typename T>
-    void EnQue(const LocalTensor<T>& tensor) {
+    bool EnQue(const LocalTensor<T>& tensor) {
         sim::Buffer* buffer = tensor.buffer();
         if (buffer->state != sim::Buffer::TAKEN) {
             sim::fail("EnQue: %s was not allocated", buffer->name.c_str());
@@ -494,6 +552,7 @@ public:
         buffer->state = sim::Buffer::QUEUED;
         buffer->ready = sim::core().all_of(FILLS);
         queued_.push_back(buffer);
+        return true;
     }
     template <typename T>
     LocalTensor<T> DeQue() {
@@ -524,6 +583,7 @@ public:
 
 private:
     friend class TPipe;
+    static constexpr TPosition position = POSITION;
     std::vector<sim::Buffer*> buffers_;
     std::deque<sim::Buffer*> queued_;
     size_t next_ = 0;
@@ -531,11 +591,12 @@ private:
 
 template <TPosition POSITION>
 class TBuf {
-    static_assert(sim::unit_of(POSITION) == sim::Unit::UB, "a TBuf of the vector core's");
+    static_assert(sim::unit_of(POSITION) == sim::Unit::UB || (sim::COUPLED && POSITION == TPosition::A1),
+                  "a TBuf in UB, and in L1 where cores are coupled");
 
 public:
     template <typename T>
-    LocalTensor<T> Get() const {
+    LocalTensor<T> Get() {
         if (buffer_ == nullptr) {
             sim::fail("Get: a TBuf without InitBuffer");
         }
@@ -549,15 +610,35 @@ private:
 
 class TPipe {
 public:
-    template <TPosition POSITION, int32_t DEPTH>
-    void InitBuffer(TQue<POSITION, DEPTH>& queue, uint8_t count, uint32_t bytes) {
+    template <class QUEUE>
+    bool InitBuffer(QUEUE& queue, uint8_t count, uint32_t bytes) {
         for (uint8_t i = 0; i < count; ++i) {
-            queue.buffers_.push_back(make(POSITION, bytes, sim::Buffer::FREE));
+            queue.buffers_.push_back(make(QUEUE::position, bytes, sim::Buffer::FREE));
         }
+        return true;
     }
     template <TPosition POSITION>
-    void InitBuffer(TBuf<POSITION>& buffer, uint32_t bytes) {
+    bool InitBuffer(TBuf<POSITION>& buffer, uint32_t bytes) {
         buffer.buffer_ = make(POSITION, bytes, sim::Buffer::LASTING);
+        return true;
+    }
+    // An event id of one's own for SetFlag and WaitFlag, until it is given back.
+    template <HardEvent EVENT>
+    TEventID AllocEventID() {
+        const auto [from, to] = internal::ends(EVENT);
+        sim::take_id("AllocEventID", from, to);
+        auto& given = sim::core().allocated[int(EVENT)];
+        given.push_back(int(sim::EVENT_IDS) - 1 - int(given.size()));
+        return static_cast<TEventID>(given.back());
+    }
+    template <HardEvent EVENT>
+    void ReleaseEventID(TEventID id) {
+        auto& given = sim::core().allocated[int(EVENT)];
+        if (given.empty() || given.back() != id) {
+            sim::fail("ReleaseEventID: %d was not given last", int(id));
+        }
+        given.pop_back();
+        --sim::core().ids[internal::ends(EVENT)];
     }
     // After it another TPipe may divide the same memory, and has all event ids.
     void Destroy() {
@@ -571,7 +652,7 @@ private:
     static sim::Buffer* make(TPosition position, uint32_t bytes, sim::Buffer::State state) {
         sim::Core& c = sim::core();
         const int unit = int(sim::unit_of(position));
-        if (c.cube == (unit == int(sim::Unit::UB))) {
+        if (!sim::COUPLED && c.cube == (unit == int(sim::Unit::UB))) {
             sim::fail("InitBuffer: a %s core has no %s", c.cube ? "cube" : "vector", sim::UNIT_NAMES[unit]);
         }
         if (bytes == 0 || bytes % 32 != 0) {
@@ -597,9 +678,11 @@ private:
 
 // ---- cores, flags, barriers ----
 
-inline int64_t GetBlockIdx() { return sim::core().cube ? sim::core().block : sim::core().block * 2 + sim::core().sub; }
+inline int64_t GetBlockIdx() {
+    return sim::COUPLED || sim::core().cube ? sim::core().block : sim::core().block * 2 + sim::core().sub;
+}
 inline int64_t GetSubBlockIdx() { return sim::core().sub; }
-inline int64_t GetSubBlockNum() { return sim::core().cube ? 1 : 2; }
+inline int64_t GetSubBlockNum() { return sim::COUPLED || sim::core().cube ? 1 : 2; }
 inline int64_t GetBlockNum() { return sim::core().device->blocks; }
 inline GM_ADDR GetUserWorkspace(GM_ADDR workspace) { return workspace; }
 
@@ -615,23 +698,11 @@ void PipeBarrier() {
     }
 }
 
-enum class HardEvent { MTE2_V, V_MTE2, V_MTE3, MTE3_V, MTE2_MTE1, MTE1_MTE2, MTE1_M, M_MTE1, M_FIX, FIX_M, MTE3_MTE2 };
-using event_t = int32_t;
-
-namespace internal {
-constexpr std::pair<pipe_t, pipe_t> ends(HardEvent e) {
-    constexpr std::pair<pipe_t, pipe_t> ALL[] = {
-        {PIPE_MTE2, PIPE_V},    {PIPE_V, PIPE_MTE2},    {PIPE_V, PIPE_MTE3},  {PIPE_MTE3, PIPE_V},
-        {PIPE_MTE2, PIPE_MTE1}, {PIPE_MTE1, PIPE_MTE2}, {PIPE_MTE1, PIPE_M},  {PIPE_M, PIPE_MTE1},
-        {PIPE_M, PIPE_FIX},     {PIPE_FIX, PIPE_M},     {PIPE_MTE3, PIPE_MTE2}};
-    return ALL[int(e)];
-}
-}  // namespace internal
-
 template <HardEvent EVENT>
 void SetFlag(int32_t id) {
-    if (id < 0 || id >= int(sim::EVENTS)) {
-        sim::fail("SetFlag: event id %d; 0 to %u are ours", id, sim::EVENTS - 1);
+    const auto& given = sim::core().allocated[int(EVENT)];
+    if (std::find(given.begin(), given.end(), id) == given.end()) {
+        sim::fail("SetFlag: event id %d, which AllocEventID has not given", id);
     }
     if (!sim::core().events.emplace(std::make_pair(int(EVENT), id), sim::core().all_of(internal::ends(EVENT).first)).second) {
         sim::fail("SetFlag: event %d is set already", id);
@@ -655,6 +726,8 @@ inline void check_flag(uint16_t id, const char* what) {
     }
 }
 }  // namespace internal
+
+#if __NPU_ARCH__ == 2201
 
 // What goes to global memory from now on is added to what is there, or again takes its place.
 template <typename T>
@@ -702,7 +775,9 @@ void CrossCoreSetFlag(uint16_t id) {
     }
 }
 
-inline void CrossCoreWaitFlag(uint16_t id) {
+template <uint8_t MODE = 0, pipe_t PIPE = PIPE_S>
+void CrossCoreWaitFlag(uint16_t id) {
+    static_assert(PIPE == PIPE_S, "only waits of the scalar unit are simulated");
     sim::Core& c = sim::core();
     internal::check_flag(id, "CrossCoreWaitFlag");
     std::vector<std::deque<sim::Clock>*> awaited;
@@ -717,22 +792,100 @@ inline void CrossCoreWaitFlag(uint16_t id) {
     }
 }
 
+#endif
+
 // ---- moving ----
 
+#if __NPU_ARCH__ == 1001
+
+// Blocks of blockLen times 32 bytes; strides: 32 bytes between one block's end and the next one's beginning.
+struct DataCopyParams {
+    DataCopyParams() = default;
+    DataCopyParams(uint16_t count, uint16_t length, uint16_t source, uint16_t target)
+        : blockCount(count), blockLen(length), srcStride(source), dstStride(target) {}
+    uint16_t blockCount = 1, blockLen = 0, srcStride = 0, dstStride = 0;
+};
+
+enum class BlockMode : uint8_t { BLOCK_MODE_NORMAL, BLOCK_MODE_MATRIX, BLOCK_MODE_VECTOR };
+struct DataCopyEnhancedParams {
+    BlockMode blockMode = BlockMode::BLOCK_MODE_NORMAL;
+};
+
+namespace internal {
+constexpr size_t WORDS = 32;
+
+inline void check_copy(const DataCopyParams& p) {
+    if (p.blockCount < 1 || p.blockCount > 4095 || p.blockLen < 1) {
+        sim::fail("DataCopy: blockCount %u (1 to 4095), blockLen %u (at least 1)", p.blockCount, p.blockLen);
+    }
+}
+
+template <typename To, typename From>
+void copy_blocks(const To& dst, const From& src, const DataCopyParams& p, size_t item, size_t unit, pipe_t pipe) {
+    check_copy(p);
+    const sim::Event now = sim::core().issue(pipe);
+    const size_t count = p.blockLen * unit / item;
+    for (size_t i = 0; i < p.blockCount; ++i) {
+        const auto* from = src.use(i * (p.blockLen + p.srcStride) * unit / item, count, pipe, now, false, "DataCopy");
+        auto* to = dst.use(i * (p.blockLen * unit + p.dstStride * WORDS) / item, count, pipe, now, true, "DataCopy");
+        std::memcpy(to, from, count * item);
+    }
+}
+}  // namespace internal
+
+// From global memory to UB or L1.
+template <typename T>
+void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& p) {
+    dst.in(sim::unit_of(dst.position()) == sim::Unit::L1 ? sim::Unit::L1 : sim::Unit::UB, "DataCopy");
+    internal::copy_blocks(dst, src, p, sizeof(T), internal::WORDS, PIPE_MTE2);
+}
+
+// From UB to global memory.
+template <typename T>
+void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& p) {
+    src.in(sim::Unit::UB, "DataCopy");
+    internal::copy_blocks(dst, src, p, sizeof(T), internal::WORDS, PIPE_MTE3);
+}
+
+// From UB to L1.
+template <typename T>
+void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& p) {
+    src.in(sim::Unit::UB, "DataCopy");
+    dst.in(sim::Unit::L1, "DataCopy");
+    internal::copy_blocks(dst, src, p, sizeof(T), internal::WORDS, PIPE_MTE3);
+}
+
+// From L0C to UB, by the vector unit: fractals of 16 x 16, of which blockLen and srcStride are numbers.
+template <typename T>
+void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& p,
+              const DataCopyEnhancedParams& how) {
+    static_assert(std::is_same_v<T, float>, "float is simulated");
+    src.in(sim::Unit::L0C, "DataCopy");
+    dst.in(sim::Unit::UB, "DataCopy");
+    if (how.blockMode != BlockMode::BLOCK_MODE_MATRIX) {
+        sim::fail("DataCopy: from L0C blockMode must be BLOCK_MODE_MATRIX");
+    }
+    internal::copy_blocks(dst, src, p, sizeof(T), 256 * sizeof(T), PIPE_V);
+}
+
+#else
+
 struct DataCopyExtParams {
+    DataCopyExtParams() = default;
     DataCopyExtParams(uint16_t count, uint32_t length, uint32_t source, uint32_t target, uint32_t reserved)
         : blockCount(count), blockLen(length), srcStride(source), dstStride(target), rsv(reserved) {}
-    uint16_t blockCount;
-    uint32_t blockLen, srcStride, dstStride, rsv;  // bytes; gaps: bytes in global memory, 32 bytes in UB
+    uint16_t blockCount = 1;
+    uint32_t blockLen = 0, srcStride = 0, dstStride = 0, rsv = 0;  // bytes; gaps: bytes in global memory, 32 bytes in UB
 };
 
 template <typename T>
 struct DataCopyPadExtParams {
+    DataCopyPadExtParams() = default;
     DataCopyPadExtParams(bool pads, uint8_t left, uint8_t right, T value)
         : isPad(pads), leftPadding(left), rightPadding(right), paddingValue(value) {}
-    bool isPad;
-    uint8_t leftPadding, rightPadding;
-    T paddingValue;
+    bool isPad = false;
+    uint8_t leftPadding = 0, rightPadding = 0;
+    T paddingValue{};
 };
 
 namespace internal {
@@ -777,6 +930,11 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const Da
 }
 
 struct Nd2NzParams {
+    Nd2NzParams() = default;
+    Nd2NzParams(uint16_t matrices, uint16_t n, uint16_t d, uint16_t stride, uint16_t source, uint16_t c0, uint16_t rows,
+                uint16_t target)
+        : ndNum(matrices), nValue(n), dValue(d), srcNdMatrixStride(stride), srcDValue(source), dstNzC0Stride(c0),
+          dstNzNStride(rows), dstNzMatrixStride(target) {}
     uint16_t ndNum = 0, nValue = 0, dValue = 0, srcNdMatrixStride = 0, srcDValue = 0, dstNzC0Stride = 0,
              dstNzNStride = 0, dstNzMatrixStride = 0;
 };
@@ -804,15 +962,16 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Nd2Nz
 
 template <typename T>
 struct InitConstValueParams {
+    InitConstValueParams() = default;
     InitConstValueParams(uint16_t repeats, uint16_t blocks, uint16_t gap, T value)
         : repeatTimes(repeats), blockNum(blocks), dstGap(gap), initValue(value) {}
-    uint16_t repeatTimes, blockNum, dstGap;
-    T initValue;
+    uint16_t repeatTimes = 0, blockNum = 0, dstGap = 0;
+    T initValue{};
 };
 
-template <typename T>
+template <typename T, typename = T>
 void InitConstValue(const LocalTensor<T>& dst, const InitConstValueParams<T>& p) {
-    static_assert(std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t>, "types that InitConstValue takes");
+    static_assert(sim::NARROW<T>, "types that InitConstValue takes");
     dst.in(sim::Unit::L1, "InitConstValue");
     if (p.repeatTimes > 32767 || p.blockNum > 32767 || p.dstGap > 32767) {
         sim::fail("InitConstValue: repeatTimes %u, blockNum %u, dstGap %u; 0 to 32767", p.repeatTimes, p.blockNum, p.dstGap);
@@ -824,9 +983,16 @@ void InitConstValue(const LocalTensor<T>& dst, const InitConstValueParams<T>& p)
     }
 }
 
+#endif
+
 // ---- the cube ----
 
 struct LoadData2DParams {
+    LoadData2DParams() = default;
+    LoadData2DParams(uint16_t start, uint8_t repeats, uint16_t stride, uint8_t id, uint16_t gap, bool transposes,
+                     uint8_t mode)
+        : startIndex(start), repeatTimes(repeats), srcStride(stride), sid(id), dstGap(gap), ifTranspose(transposes),
+          addrMode(mode) {}
     uint16_t startIndex = 0;
     uint8_t repeatTimes = 0;
     uint16_t srcStride = 0;
@@ -859,19 +1025,24 @@ void LoadData(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LoadDa
 }
 
 struct MmadParams {
+    MmadParams() = default;
+    MmadParams(uint16_t rows, uint16_t columns, uint16_t inner, uint8_t flag, bool source, bool starts)
+        : m(rows), n(columns), k(inner), unitFlag(flag), cmatrixSource(source), cmatrixInitVal(starts) {}
     uint16_t m = 0, n = 0, k = 0;
-    uint16_t unitFlag = 0;
+    uint8_t unitFlag = 0;
     bool cmatrixSource = false, cmatrixInitVal = true;
 };
 
 // c (m × n, Nz) = or += a (m × k, zZ) · b (k × n, Zn).
-template <typename C, typename T>
-void Mmad(const LocalTensor<C>& c, const LocalTensor<T>& a, const LocalTensor<T>& b, const MmadParams& p) {
-    static_assert(std::is_same_v<C, float> && (std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t>),
-                  "half or bfloat16_t in, float out");
+template <typename C, typename T, typename U>
+void Mmad(const LocalTensor<C>& c, const LocalTensor<T>& a, const LocalTensor<U>& b, const MmadParams& p) {
+    static_assert(std::is_same_v<T, U> && std::is_same_v<C, float> && sim::NARROW<T>, "16 bits in, float out");
     a.in(sim::Unit::L0A, "Mmad");
     b.in(sim::Unit::L0B, "Mmad");
     c.in(sim::Unit::L0C, "Mmad");
+    if (c.start() % 1024 != 0) {
+        sim::fail("Mmad: the product begins at byte %zu of L0C, not a multiple of 1024", c.start());
+    }
     if (p.m == 0 || p.n == 0 || p.k == 0 || p.m > 4095 || p.n > 4095 || p.k > 4095 || p.m % 16 || p.n % 16 || p.k % 16) {
         sim::fail("Mmad: m %u, n %u, k %u; multiples of 16 up to 4095 are simulated", p.m, p.n, p.k);
     }
@@ -908,18 +1079,22 @@ void Mmad(const LocalTensor<C>& c, const LocalTensor<T>& a, const LocalTensor<T>
     }
 }
 
+#if __NPU_ARCH__ == 2201
+
+enum class CO2Layout : uint8_t { NZ, ROW_MAJOR, COLUMN_MAJOR };
 struct FixpipeConfig {
-    bool row_major;
+    CO2Layout format;
 };
-constexpr FixpipeConfig CFG_ROW_MAJOR{true};
+constexpr FixpipeConfig CFG_ROW_MAJOR{CO2Layout::ROW_MAJOR};
 
 }  // namespace AscendC
 
-enum class QuantMode_t { NoQuant, F322F16, F322BF16 };
+enum QuantMode_t { NoQuant, F322F16, F322BF16 };
 
 namespace AscendC {
 
 struct FixpipeParamsV220 {
+    FixpipeParamsV220() = default;
     uint16_t nSize = 0, mSize = 0, srcStride = 0;
     uint32_t dstStride = 0;
     QuantMode_t quantPre = QuantMode_t::NoQuant;
@@ -928,9 +1103,9 @@ struct FixpipeParamsV220 {
     uint8_t unitFlag = 0;
 };
 
-template <typename T, typename C, const FixpipeConfig& CONFIG>
+template <typename T, typename C, const FixpipeConfig& CONFIG = CFG_ROW_MAJOR>
 void Fixpipe(const GlobalTensor<T>& dst, const LocalTensor<C>& src, const FixpipeParamsV220& p) {
-    static_assert(std::is_same_v<C, float> && CONFIG.row_major, "float in, rows out");
+    static_assert(std::is_same_v<C, float> && CONFIG.format == CO2Layout::ROW_MAJOR, "float in, rows out");
     src.in(sim::Unit::L0C, "Fixpipe");
     const QuantMode_t needed = std::is_same_v<T, float>  ? QuantMode_t::NoQuant
                                : std::is_same_v<T, half> ? QuantMode_t::F322F16
@@ -958,17 +1133,22 @@ void Fixpipe(const GlobalTensor<T>& dst, const LocalTensor<C>& src, const Fixpip
     }
 }
 
+#endif
+
 // ---- the vector unit ----
 
 struct BinaryRepeatParams {
+    BinaryRepeatParams() = default;
     BinaryRepeatParams(uint8_t db, uint8_t ab, uint8_t bb, uint8_t dr, uint8_t ar, uint8_t br)
         : dstBlkStride(db), src0BlkStride(ab), src1BlkStride(bb), dstRepStride(dr), src0RepStride(ar), src1RepStride(br) {}
-    uint8_t dstBlkStride, src0BlkStride, src1BlkStride, dstRepStride, src0RepStride, src1RepStride;
+    uint8_t dstBlkStride = 1, src0BlkStride = 1, src1BlkStride = 1;
+    uint8_t dstRepStride = 8, src0RepStride = 8, src1RepStride = 8;
 };
 
 struct BrcbRepeatParams {
+    BrcbRepeatParams() = default;
     BrcbRepeatParams(uint16_t block, uint16_t repeat) : dstBlkStride(block), dstRepStride(repeat) {}
-    uint16_t dstBlkStride, dstRepStride;
+    uint16_t dstBlkStride = 1, dstRepStride = 8;
 };
 
 enum class RoundMode { CAST_NONE, CAST_RINT };
@@ -1075,10 +1255,11 @@ void reduce(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t mask, 
 
 #define MINDPANGU_BINARY(NAME, EXPRESSION)                                                                         \
     template <typename T>                                                                                           \
-    void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, int32_t count) {   \
+    void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,                     \
+              const int32_t& count) {                                                                               \
         internal::binary(dst, src0, src1, count, #NAME, [](T a, T b) -> T { return EXPRESSION; });                  \
     }                                                                                                               \
-    template <typename T>                                                                                           \
+    template <typename T, bool SETS_MASK = true>                                                                    \
     void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, uint64_t mask,     \
               uint8_t repeats, const BinaryRepeatParams& p) {                                                       \
         internal::binary(dst, src0, src1, mask, repeats, p, #NAME, [](T a, T b) -> T { return EXPRESSION; });       \
@@ -1090,29 +1271,31 @@ MINDPANGU_BINARY(Div, a / b)
 MINDPANGU_BINARY(Max, a > b || std::isnan(float(a)) ? a : b)
 #undef MINDPANGU_BINARY
 
-template <typename T>
-void Muls(const LocalTensor<T>& dst, const LocalTensor<T>& src, T scalar, int32_t count) {
+template <typename T, bool SETS_MASK = true>
+void Muls(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, const int32_t& count) {
     internal::unary(dst, src, count, "Muls", [scalar](T a) { return a * scalar; });
 }
-template <typename T>
-void Adds(const LocalTensor<T>& dst, const LocalTensor<T>& src, T scalar, int32_t count) {
+template <typename T, bool SETS_MASK = true>
+void Adds(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, const int32_t& count) {
     internal::unary(dst, src, count, "Adds", [scalar](T a) { return a + scalar; });
 }
-template <typename T>
-void Mins(const LocalTensor<T>& dst, const LocalTensor<T>& src, T scalar, int32_t count) {
+#if __NPU_ARCH__ == 2201
+template <typename T, bool SETS_MASK = true>
+void Mins(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, const int32_t& count) {
     internal::unary(dst, src, count, "Mins", [scalar](T a) { return a < scalar ? a : scalar; });
 }
+#endif
 template <typename T>
-void Exp(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t count) {
+void Exp(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t& count) {
     internal::unary(dst, src, count, "Exp", [](T a) { return T(std::exp(float(a))); });
 }
 template <typename T>
-void Ln(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t count) {
+void Ln(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t& count) {
     internal::unary(dst, src, count, "Ln", [](T a) { return T(std::log(float(a))); });
 }
 
 template <typename T>
-void Duplicate(const LocalTensor<T>& dst, T value, int32_t count) {
+void Duplicate(const LocalTensor<T>& dst, const T& value, const int32_t& count) {
     internal::check_type<T>();
     internal::check_count(count, "Duplicate");
     dst.in(sim::Unit::UB, "Duplicate");
@@ -1120,8 +1303,9 @@ void Duplicate(const LocalTensor<T>& dst, T value, int32_t count) {
     std::fill_n(dst.use(0, count, PIPE_V, now, true, "Duplicate"), count, value);
 }
 
-template <typename T>
-void Duplicate(const LocalTensor<T>& dst, T value, uint64_t mask[], uint8_t repeats, uint16_t block, uint8_t repeat) {
+template <typename T, bool SETS_MASK = true>
+void Duplicate(const LocalTensor<T>& dst, const T& value, uint64_t mask[], uint8_t repeats, uint16_t block,
+               uint8_t repeat) {
     internal::check_type<T>();
     internal::check_repeats<T>(1, repeats, "Duplicate");
     dst.in(sim::Unit::UB, "Duplicate");
@@ -1140,12 +1324,13 @@ void Duplicate(const LocalTensor<T>& dst, T value, uint64_t mask[], uint8_t repe
 }
 
 template <typename T, typename U>
-void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, RoundMode mode, uint32_t count) {
-    constexpr bool narrows = std::is_same_v<U, float> && (std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t>);
-    constexpr bool widens = std::is_same_v<T, float> && (std::is_same_v<U, half> || std::is_same_v<U, bfloat16_t>);
+void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& mode, uint32_t count) {
+    constexpr bool narrows = std::is_same_v<U, float> && sim::NARROW<T>;
+    constexpr bool widens = std::is_same_v<T, float> && sim::NARROW<U>;
     static_assert(narrows || widens, "types that Cast takes");
-    if ((narrows && mode != RoundMode::CAST_RINT) || (widens && mode != RoundMode::CAST_NONE)) {
-        sim::fail("Cast: CAST_RINT to 16 bits, CAST_NONE from them");
+    constexpr RoundMode NARROWS = sim::COUPLED ? RoundMode::CAST_NONE : RoundMode::CAST_RINT;
+    if ((narrows && mode != NARROWS) || (widens && mode != RoundMode::CAST_NONE)) {
+        sim::fail("Cast: CAST_RINT to 16 bits (on a 910A CAST_NONE), CAST_NONE from them");
     }
     dst.in(sim::Unit::UB, "Cast");
     src.in(sim::Unit::UB, "Cast");
@@ -1157,9 +1342,11 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, RoundMode mode, 
     }
 }
 
-template <typename T>
+#if __NPU_ARCH__ == 2201
+
+template <typename T, bool SETS_MASK = true>
 void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t mask, int32_t repeats, int32_t to,
-                    int32_t block, int32_t repeat, ReduceOrder order) {
+                    int32_t block, int32_t repeat, ReduceOrder order = ReduceOrder::ORDER_VALUE_INDEX) {
     if (order != ReduceOrder::ORDER_ONLY_VALUE) {
         sim::fail("WholeReduceMax: ORDER_ONLY_VALUE is simulated");
     }
@@ -1167,7 +1354,7 @@ void WholeReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_
                      [](T a, T b) { return a > b || std::isnan(float(a)) ? a : b; });
 }
 
-template <typename T>
+template <typename T, bool SETS_MASK = true>
 void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t mask, int32_t repeats, int32_t to,
                     int32_t block, int32_t repeat) {
     internal::reduce(dst, src, mask, repeats, to, block, repeat, "WholeReduceSum", [](T a, T b) { return T(a + b); });
@@ -1189,35 +1376,56 @@ void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint8_t repeats,
     }
 }
 
+#else
+
+// A fractal of 16 x 16 numbers, rows and columns changed.
+template <typename T>
+void Transpose(const LocalTensor<T>& dst, const LocalTensor<T>& src) {
+    static_assert(sizeof(T) == 2, "16 bits");
+    dst.in(sim::Unit::UB, "Transpose");
+    src.in(sim::Unit::UB, "Transpose");
+    const sim::Event now = sim::core().issue(PIPE_V);
+    const T* from = src.use(0, 256, PIPE_V, now, false, "Transpose");
+    T* to = dst.use(0, 256, PIPE_V, now, true, "Transpose");
+    for (uint32_t i = 0; i < 256; ++i) {
+        to[i % 16 * 16 + i / 16] = from[i];
+    }
+}
+
+#endif
+
 }  // namespace AscendC
 
+#if __NPU_ARCH__ == 2201
 #define ASCEND_IS_AIC (sim::core().cube)
 #define ASCEND_IS_AIV (!sim::core().cube)
 #define KERNEL_TASK_TYPE_DEFAULT(TYPE) (void)0
+#endif
 #define REGISTER_TILING_DEFAULT(TYPE) using TilingOfKernel = TYPE
 #define GET_TILING_DATA(NAME, ADDRESS) const TilingOfKernel& NAME = *reinterpret_cast<const TilingOfKernel*>(ADDRESS)
 
 namespace sim {
 
-// Runs `kernel` on `blocks` cube cores with two vector cores each. The device knows its global memory. Returns what went
+// Runs `kernel` on `blocks` cube cores with two vector cores each, or on as many coupled ones. The device knows its global memory. Returns what went
 // wrong, or nothing.
 inline std::string run(Device& device, uint32_t blocks, uint32_t seed, const std::function<void()>& kernel) {
     device.blocks = blocks;
     device.random.seed(seed);
     device.flags.resize(blocks * 4);
-    const size_t pipes = blocks * 3 * PIPES;
-    for (uint32_t i = 0; i < blocks * 3; ++i) {
+    const uint32_t cores = blocks * CORES_OF_BLOCK;
+    const size_t pipes = cores * PIPES;
+    for (uint32_t i = 0; i < cores; ++i) {
         auto c = std::make_unique<Core>();
         c->device = &device;
         c->index = i;
-        c->block = i / 3;
-        c->cube = i % 3 == 0;
-        c->sub = i % 3 == 2;
+        c->block = i / CORES_OF_BLOCK;
+        c->cube = i % CORES_OF_BLOCK == 0;
+        c->sub = i % CORES_OF_BLOCK == 2;
         for (auto& clock : c->known) {
             clock.assign(pipes, 0);
         }
         for (int unit = 0; unit < 5; ++unit) {
-            if (c->cube != (unit == int(Unit::UB))) {
+            if (COUPLED || c->cube != (unit == int(Unit::UB))) {
                 c->storage[unit].assign(CAPACITY[unit], 0xff);
                 c->units[unit].name = UNIT_NAMES[unit];
                 c->units[unit].bytes = c->storage[unit].data();
@@ -1245,6 +1453,11 @@ inline std::string run(Device& device, uint32_t blocks, uint32_t seed, const std
                     if (buffer->state == Buffer::TAKEN || buffer->state == Buffer::QUEUED) {
                         fail("the kernel ends, and %s is still %s", buffer->name.c_str(),
                              buffer->state == Buffer::TAKEN ? "in use" : "enqueued");
+                    }
+                }
+                for (const auto& [event, given] : c->allocated) {
+                    if (!given.empty()) {
+                        fail("the kernel ends, and event id %d was not given back", given.back());
                     }
                 }
                 if (!c->events.empty()) {

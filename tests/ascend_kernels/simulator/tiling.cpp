@@ -14,7 +14,7 @@ uint64_t* write(uint64_t* out, const attention::Tile& tile, const attention::Pla
 }  // namespace
 
 // For each of `count` shapes (queries, keys, width): tile and plan of the forward kernel with scores in half and in float, then of the backward one
-// likewise, in one pass and in two.
+// likewise, in one pass and in two; and of a 910A's two kernels.
 extern "C" void tilings(const uint32_t* shapes, uint32_t count, uint64_t* out) {
     for (uint32_t i = 0; i < count; ++i, shapes += 3) {
         for (uint32_t score : {2, 4}) {
@@ -30,5 +30,9 @@ extern "C" void tilings(const uint32_t* shapes, uint32_t count, uint64_t* out) {
                                                                     !deterministic));
             }
         }
+        const auto forward = attention::coupled_forward_tile(shapes[0], shapes[1], shapes[2]);
+        out = write(out, forward, attention::coupled_forward_plan(shapes[2], forward.rows, forward.columns));
+        const auto backward = attention::coupled_backward_tile(shapes[0], shapes[1], shapes[2]);
+        out = write(out, backward, attention::coupled_backward_plan(shapes[2], backward.rows, backward.columns));
     }
 }

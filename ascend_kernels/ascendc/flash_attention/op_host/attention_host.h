@@ -37,7 +37,18 @@ inline ge::graphStatus ReadShapes(gert::TilingContext* context, AttentionTiling&
     return ge::GRAPH_SUCCESS;
 }
 
-// Takes the tile, gives each cube core its workspace and all of them `shared` bytes, and starts as many of them as have work, two vector cores each.
+// Whether the chip is a 910A, whose kernels take multiples of 16 channels a head and of 16 queries.
+inline bool Coupled(gert::TilingContext* context) {
+    const auto platform = platform_ascendc::PlatformAscendC(context->GetPlatformInfo());
+    return platform.GetSocVersion() == platform_ascendc::SocVersion::ASCEND910;
+}
+
+inline bool CoupledTakes(const AttentionTiling& tiling) {
+    return tiling.width % attention::FRACTAL == 0 && tiling.queries % attention::FRACTAL == 0;
+}
+
+// Takes the tile, gives each cube core its workspace and all of them `shared` bytes, and starts as many of them as have
+// work, two vector cores each, or as many coupled cores.
 inline ge::graphStatus Launch(gert::TilingContext* context, AttentionTiling tiling, const attention::Tile& tile,
                               uint64_t workspace, uint32_t tasks, uint64_t shared = 0) {
     if (tile.size() == 0) {
@@ -58,5 +69,21 @@ inline uint32_t Tasks(const AttentionTiling& tiling, uint32_t length, uint32_t r
 }
 
 }  // namespace optiling
+
+namespace ops {
+
+// What AddConfig(chip) alone sets, and a config of one's own leaves open: without it no binary is built.
+inline OpAICoreConfig CoupledConfig() {
+    OpAICoreConfig config;
+    config.DynamicCompileStaticFlag(true)
+        .DynamicFormatFlag(true)
+        .DynamicRankSupportFlag(true)
+        .DynamicShapeSupportFlag(true)
+        .NeedCheckSupportFlag(false)
+        .PrecisionReduceFlag(true);
+    return config;
+}
+
+}  // namespace ops
 
 #endif

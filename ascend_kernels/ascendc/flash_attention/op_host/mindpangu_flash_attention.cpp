@@ -8,6 +8,11 @@ static ge::graphStatus ForwardTiling(gert::TilingContext* context) {
     if (read != ge::GRAPH_SUCCESS) {
         return read;
     }
+    if (Coupled(context)) {
+        const attention::Tile tile = attention::coupled_forward_tile(tiling.queries, tiling.keys, tiling.width);
+        const uint32_t tasks = Tasks(tiling, tiling.queries, attention::larger(tile.rows, 1));
+        return CoupledTakes(tiling) ? Launch(context, tiling, tile, 0, tasks) : ge::GRAPH_PARAM_INVALID;
+    }
     const uint32_t score = tiling.half_scores ? 2 : 4;
     const attention::ForwardTile tile = attention::forward_tile(tiling.queries, tiling.keys, tiling.width, score);
     const uint64_t workspace = attention::forward_plan(tiling.width, tile, score).workspace;
@@ -51,6 +56,13 @@ public:
         for (const char* chip : {"ascend910b", "ascend910_93"}) {
             this->AICore().AddConfig(chip);
         }
+        OpAICoreConfig coupled = CoupledConfig();  // no bfloat16
+        for (const char* input : {"q", "k", "v"}) {
+            coupled.Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).FormatList({ge::FORMAT_ND}).AutoContiguous();
+        }
+        coupled.Output("o").ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).FormatList({ge::FORMAT_ND});
+        coupled.Output("lse").ParamType(REQUIRED).DataType({ge::DT_FLOAT}).FormatList({ge::FORMAT_ND});
+        this->AICore().AddConfig("ascend910", coupled);
     }
 };
 OP_ADD(MindpanguFlashAttention);

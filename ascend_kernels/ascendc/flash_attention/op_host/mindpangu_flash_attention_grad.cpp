@@ -15,6 +15,12 @@ static ge::graphStatus BackwardTiling(gert::TilingContext* context) {
     if (tiling.causal && tiling.keys > tiling.queries) {
         return ge::GRAPH_PARAM_INVALID;  // keys that no query sees
     }
+    if (Coupled(context)) {
+        const attention::Tile tile = attention::coupled_backward_tile(tiling.queries, tiling.keys, tiling.width);
+        const uint32_t step = attention::larger(attention::smaller(tile.rows, tile.columns), 1);
+        const uint32_t tasks = Tasks(tiling, attention::larger(tiling.queries, tiling.keys), step);
+        return CoupledTakes(tiling) ? Launch(context, tiling, tile, 0, tasks) : ge::GRAPH_PARAM_INVALID;
+    }
     tiling.deterministic = *deterministic ? 1 : 0;
     const uint32_t score = tiling.half_scores ? 2 : 4;
     const attention::Tile tile =
@@ -67,6 +73,17 @@ public:
         for (const char* chip : {"ascend910b", "ascend910_93"}) {
             this->AICore().AddConfig(chip);
         }
+        OpAICoreConfig coupled = CoupledConfig();  // no bfloat16
+        for (const char* input : {"q", "k", "v", "grad"}) {
+            coupled.Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).FormatList({ge::FORMAT_ND}).AutoContiguous();
+        }
+        for (const char* input : {"lse", "delta"}) {
+            coupled.Input(input).ParamType(REQUIRED).DataType({ge::DT_FLOAT}).FormatList({ge::FORMAT_ND}).AutoContiguous();
+        }
+        for (const char* output : {"dq", "dk", "dv"}) {
+            coupled.Output(output).ParamType(REQUIRED).DataType({ge::DT_FLOAT16}).FormatList({ge::FORMAT_ND});
+        }
+        this->AICore().AddConfig("ascend910", coupled);
     }
 };
 OP_ADD(MindpanguFlashAttentionGrad);

@@ -5,6 +5,13 @@
 
 #include <cstdint>
 
+// 1 where a kernel is compiled for a 910A, whose cores are cube and vector core in one; CANN 8.1 and 8.5 say it so.
+#if (defined(__NPU_ARCH__) && __NPU_ARCH__ == 1001) || (defined(__CCE_AICORE__) && __CCE_AICORE__ == 100)
+#define MINDPANGU_COUPLED 1
+#else
+#define MINDPANGU_COUPLED 0
+#endif
+
 struct AttentionTiling {
     uint32_t batch;    // N
     uint32_t heads;    // H
@@ -33,6 +40,8 @@ constexpr uint32_t L1 = 512 * 1024 - 256;
 constexpr uint32_t L0 = 64 * 1024;
 constexpr uint32_t L0C = 128 * 1024;
 constexpr uint32_t UB = 184 * 1024 - 256;
+
+constexpr float LOWEST = -1e30f;     // a score that counts nothing, and from which exp() still gives a number
 
 constexpr uint32_t up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
 constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
@@ -89,6 +98,39 @@ constexpr Plan backward_plan(uint32_t width, uint32_t rows, uint32_t columns, ui
             + 2 * 2 * 4 * vector                                 // log-sum-exp and delta in
             + 2 * BLOCK * 4 * up(half, BLOCK),                   // their broadcasts
         up(SLOTS * (2 * score * rows * columns + sums * 2 * rows * columns), 512)};
+}
+
+// On a 910A, whose cores have everything and exchange nothing. `rows` are queries, `columns` keys; heads are a multiple
+// of 16 wide. Forward: queries, two tiles of keys or values, probabilities in L1; scores and a product in L0C and UB.
+constexpr uint32_t COUPLED_L1 = 1024 * 1024, COUPLED_L0C = 256 * 1024, COUPLED_UB = 248 * 1024;
+
+constexpr bool coupled_fits(const Plan& plan) {
+    return plan.l1 <= COUPLED_L1 && plan.l0a <= L0 && plan.l0b <= L0 && plan.l0c <= COUPLED_L0C && plan.ub <= COUPLED_UB;
+}
+
+constexpr Plan coupled_forward_plan(uint32_t d, uint32_t rows, uint32_t columns) {
+    return Plan{
+        2 * (rows * d + 2 * columns * d + rows * columns),
+        2 * 2 * columns * d,
+        2 * 2 * rows * larger(d, columns),
+        4 * rows * columns + 4 * rows * d,
+        4 * rows * columns + larger(2 * rows * columns, 2 * rows * d)  // scores; folded, or the picture in half
+            + 2 * 4 * rows * d + 2 * rows * larger(d, columns)         // the picture so far, a product; what leaves
+            + 5 * 4 * rows,                                            // maximum, sum, factor, fresh; log-sum-exp out
+        0};
+}
+
+// Backward, both passes: two tiles of the block and two that go by, probabilities and gradients of scores in L1; two
+// tiles of scores and two sums in L0C.
+constexpr Plan coupled_backward_plan(uint32_t d, uint32_t rows, uint32_t columns) {
+    const uint32_t longer = larger(rows, columns);
+    return Plan{
+        2 * (4 * longer * d + 2 * rows * columns),
+        2 * 2 * columns * larger(d, rows),
+        2 * 2 * longer * d,
+        2 * 4 * rows * columns + 2 * 4 * longer * d,
+        2 * 4 * rows * columns + 4 * longer * d + 2 * 2 * larger(rows * columns, longer * d) + 2 * 4 * rows,
+        0};
 }
 
 struct Tile {
@@ -156,6 +198,16 @@ constexpr Tile backward_tile(uint32_t queries, uint32_t keys, uint32_t width, ui
     };
     const uint32_t longer = larger(queries, keys);
     return deterministic ? best_tile(longer, longer, fits, is_larger) : best_tile(keys, queries, fits, is_taller);
+}
+
+constexpr Tile coupled_forward_tile(uint32_t queries, uint32_t keys, uint32_t width) {
+    const auto fits = [width](Tile t) { return coupled_fits(coupled_forward_plan(width, t.rows, t.columns)); };
+    return best_tile(queries, keys, fits, is_larger);
+}
+
+constexpr Tile coupled_backward_tile(uint32_t queries, uint32_t keys, uint32_t width) {
+    const auto fits = [width](Tile t) { return coupled_fits(coupled_backward_plan(width, t.rows, t.columns)); };
+    return best_tile(queries, keys, fits, is_larger);
 }
 
 }  // namespace attention

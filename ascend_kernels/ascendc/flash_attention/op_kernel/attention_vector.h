@@ -1,4 +1,4 @@
-// What both kernels ask of a vector core: rows of tiles between global memory and UB, and arithmetic by rows.
+// What the kernels of a 910B ask of a vector core: rows of tiles between global memory and UB, and arithmetic by rows.
 #ifndef MINDPANGU_ATTENTION_VECTOR_H
 #define MINDPANGU_ATTENTION_VECTOR_H
 
@@ -9,8 +9,7 @@ namespace attention {
 
 using namespace AscendC;
 
-// A score that counts nothing, and from which exp() still gives a number.
-constexpr float LOWEST = -1e30f, LOWEST_HALF = -65504.0f;
+constexpr float LOWEST_HALF = -65504.0f;
 
 template <typename S>
 __aicore__ inline S lowest() {

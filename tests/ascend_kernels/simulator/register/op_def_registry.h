@@ -8,6 +8,7 @@
 #include <functional>
 #include <initializer_list>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -120,12 +121,37 @@ struct OpAttrDef {
     OpAttrDef& Bool() { return *this; }
 };
 
+class OpAICoreConfig {
+public:
+    OpParamDef& Input(const char* name) { return inputs[name]; }
+    OpParamDef& Output(const char* name) { return outputs[name]; }
+    OpAICoreConfig& DynamicCompileStaticFlag(bool) { return set("DynamicCompileStatic"); }
+    OpAICoreConfig& DynamicFormatFlag(bool) { return set("DynamicFormat"); }
+    OpAICoreConfig& DynamicRankSupportFlag(bool) { return set("DynamicRankSupport"); }
+    OpAICoreConfig& DynamicShapeSupportFlag(bool) { return set("DynamicShapeSupport"); }
+    OpAICoreConfig& NeedCheckSupportFlag(bool) { return set("NeedCheckSupport"); }
+    OpAICoreConfig& PrecisionReduceFlag(bool) { return set("PrecisionReduce"); }
+    std::map<std::string, OpParamDef> inputs, outputs;
+    std::set<std::string> flags;  // that are set; a config of one's own begins without any
+
+private:
+    OpAICoreConfig& set(const char* flag) {
+        flags.insert(flag);
+        return *this;
+    }
+};
+
 struct OpAICoreDef {
     OpAICoreDef& SetTiling(ge::graphStatus (*function)(gert::TilingContext*)) {
         tiling = function;
         return *this;
     }
     void AddConfig(const char* chip) { chips.push_back(chip); }
+    void AddConfig(const char* chip, OpAICoreConfig& config) {
+        chips.push_back(chip);
+        of_chip[chip] = config;
+    }
+    std::map<std::string, OpAICoreConfig> of_chip;
     ge::graphStatus (*tiling)(gert::TilingContext*) = nullptr;
     std::vector<std::string> chips;
 };
