@@ -29,8 +29,8 @@ ONEDNN_ISA = "AVX2"
 CPU_OPERATORS = "MINDPANGU_CPU_OPS"
 PRECISIONS = ("bf16", "fp32", "off")
 
-# Attention on Ascend: MindSpore's FlashAttentionScore, our AscendC kernels, whose package must be installed, or
-# composed operators, which is all that the 910A has.
+# Attention on Ascend: MindSpore's FlashAttentionScore, which a 910A lacks, our AscendC kernels, whose package must be
+# installed, or composed operators.
 ASCEND_ATTENTION = "MINDPANGU_ASCEND_ATTENTION"
 ATTENTIONS = ("mindspore", "mindpangu", "composed")
 
@@ -178,8 +178,8 @@ def _check_ascend() -> None:
     from mindpangu.ascend_kernels import flash_attention
 
     chosen, _ = ascend_attention(), ascend_scores()
-    if chosen != "composed" and ascend_chip() == "ascend910":
-        raise UserError(f"{ASCEND_ATTENTION}={chosen} is for the 910B and later; the 910A has composed alone")
+    if chosen == "mindspore" and ascend_chip() == "ascend910":
+        raise UserError(f"{ASCEND_ATTENTION}={chosen} is for the 910B and later; a 910A has composed and mindpangu")
     if chosen == "mindpangu" and not flash_attention.installed():
         raise UserError(
             f"{ASCEND_ATTENTION}=mindpangu, and the operator package is not installed; build it with "

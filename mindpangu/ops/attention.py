@@ -18,7 +18,7 @@ from mindpangu import runtime
 from mindpangu.ascend_kernels import flash_attention
 from mindpangu.ops import cpu
 
-WIDTHS = 16  # FlashAttentionScore takes heads whose width is a multiple of this
+WHOLE = 16  # FlashAttentionScore takes heads whose width is a multiple of this; a 910A's kernels queries, too
 
 
 @constexpr
@@ -41,6 +41,12 @@ def _half_scores() -> bool:
 @constexpr
 def _deterministic() -> bool:
     return bool(context.get_context("deterministic") == "ON")
+
+
+@constexpr
+def _coupled() -> bool:
+    """Whether the chip is a 910A, whose cores are cube and vector core in one, and which has no bfloat16."""
+    return runtime.ascend_chip() == "ascend910"
 
 
 _kernel = constexpr(flash_attention.operator)
@@ -67,14 +73,12 @@ def attention(
         forbidden: (N, 1, 1, T) bool, True for the keys of a row at which none of its queries may look; None for none.
 
     Returns:
-        (N, S, heads·D), in q's dtype; the softmax is in float32. On Ascend float32 is multiplied in bfloat16,
-        as FlashAttentionScore and our kernels take half and bfloat16 alone; on a CPU as `runtime.cpu_operators` says.
+        (N, S, heads·D), in q's dtype; the softmax is in float32. On Ascend float32 is multiplied in bfloat16 (on a 910A in
+        half), as FlashAttentionScore and our kernels take 16 bits alone; on a CPU as `runtime.cpu_operators` says.
     """
     back_end = _ascend_back_end()
     if back_end == "mindpangu" and forbidden is None:
-        half = _half_scores()
-        kernel = _kernel(heads, scale, causal, half, _deterministic())
-        return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal, half)[0].astype(q.dtype)
+        return _ours(q, k, v, heads, scale, causal)
     if back_end in ("mindspore", "mindpangu"):
         return _flash(q, k, v, heads, scale, causal, forbidden)
     wide = (cpu.upcast(q), cpu.upcast(k), cpu.upcast(v))
@@ -101,7 +105,31 @@ def _composed(
 
 
 def _narrow(x: Tensor) -> Tensor:
-    return x.astype(mstype.bfloat16) if x.dtype == mstype.float32 else x
+    if x.dtype != mstype.float32:
+        return x
+    return x.astype(mstype.float16) if _coupled() else x.astype(mstype.bfloat16)
+
+
+def _wider(x: Tensor, heads: int) -> Tensor:
+    """(N, S, H·D) -> (N, S, H, D'), D' the next multiple of 16, by zeros."""
+    n, s, channels = x.shape
+    apart = x.reshape((n, s, heads, channels // heads))
+    lacking = -(channels // heads) % WHOLE
+    return ops.pad(apart, (0, lacking)) if lacking else apart
+
+
+def _ours(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, causal: bool) -> Tensor:
+    """Ascend only. A 910A takes whole fractals of channels and of queries: the rest is zeros, and cut off again."""
+    half, (n, s, channels) = _half_scores(), q.shape
+    kernel, d = _kernel(heads, scale, causal, half, _deterministic()), channels // heads
+    if not _coupled() or (d % WHOLE == 0 and s % WHOLE == 0):
+        return kernel(_narrow(q), _narrow(k), _narrow(v), heads, scale, causal, half)[0].astype(q.dtype)
+    whole = [_wider(_narrow(x), heads) for x in (q, k, v)]
+    width = whole[0].shape[-1]
+    whole = [x.reshape((n, x.shape[1], heads * width)) for x in whole]
+    queries = ops.pad(whole[0], (0, 0, 0, -s % WHOLE)) if s % WHOLE else whole[0]
+    out = kernel(queries, whole[1], whole[2], heads, scale, causal, half)[0]
+    return out[:, :s].reshape((n, s, heads, width))[..., :d].reshape((n, s, channels)).astype(q.dtype)
 
 
 def _flash(
@@ -114,13 +142,6 @@ def _flash(
     if forbidden is not None:
         rows = ops.broadcast_to(forbidden, (n, 1, s, t))
         mask = rows if mask is None else ops.logical_or(rows, mask)
-    lacking = -d % WIDTHS
-
-    def wider(x: Tensor) -> Tensor:
-        heads_apart = _narrow(x).reshape((n, x.shape[1], heads, d))
-        return ops.pad(heads_apart, (0, lacking)) if lacking else heads_apart
-
-    out = ops.flash_attention_score(
-        wider(q), wider(k), wider(v), heads, attn_mask=mask, scalar_value=scale, input_layout="BSND"
-    )
+    whole = [_wider(_narrow(x), heads) for x in (q, k, v)]
+    out = ops.flash_attention_score(*whole, heads, attn_mask=mask, scalar_value=scale, input_layout="BSND")
     return out[..., :d].reshape((n, s, channels)).astype(q.dtype)

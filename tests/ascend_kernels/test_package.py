@@ -16,6 +16,7 @@ import pytest
 from mindpangu import runtime
 from mindpangu.errors import UserError
 from tests.ascend_kernels.simulation import KERNELS, build, reference, settings
+from tests.conftest import without_graphs
 
 PACKAGE = KERNELS.parent
 OPERATORS = {entry["op"]: entry for entry in json.loads((PACKAGE / "operators.json").read_text())}
@@ -255,7 +256,7 @@ def test_which_attention_a_chip_has(ascend, monkeypatch):
     assert runtime.ascend_attention() == "composed"
     runtime._check_ascend()
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindspore")
-    with pytest.raises(UserError, match="=mindspore is for the 910B and later; the 910A has composed alone"):
+    with pytest.raises(UserError, match="=mindspore is for the 910B and later; a 910A has composed and mindpangu"):
         runtime._check_ascend()
     ascend.chip = "ascend910b"
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindpangu")
@@ -269,6 +270,40 @@ def test_which_attention_a_chip_has(ascend, monkeypatch):
     monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "fast")
     with pytest.raises(UserError, match="unknown; allowed: mindspore, mindpangu, composed"):
         runtime.ascend_attention()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_910as_kernels_are_given_whole_fractals(ascend, monkeypatch, causal):
+    """What pads channels and queries changes neither the result nor a gradient."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    shapes = []
+
+    def kernel(q, k, v, heads, scale, causal, half_scores):
+        shapes.append((q.shape, k.shape, v.shape))
+        wide = (x.astype("float32") for x in (q, k, v))
+        return ascend._composed(*wide, heads, scale, causal, None).astype(q.dtype), None
+
+    ascend.chip = "ascend910"
+    monkeypatch.setattr(ascend, "_kernel", lambda *settings: kernel)
+    monkeypatch.setattr(ascend, "_coupled", lambda: True)
+    monkeypatch.setenv("MINDPANGU_ASCEND_ATTENTION", "mindpangu")
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (Tensor(rng.standard_normal((2, n, 120)).astype(np.float16)) for n in (21, 13, 13, 21))
+
+    def ours(q, k, v):
+        return (ascend.attention(q, k, v, heads=3, scale=0.2, causal=causal) * weight).astype("float32").sum()
+
+    def composed(q, k, v):
+        wide = (x.astype("float32") for x in (q, k, v))
+        return (ascend._composed(*wide, 3, 0.2, causal, None) * weight).sum()
+
+    with without_graphs():
+        got, right = (ms.value_and_grad(function, (0, 1, 2))(q, k, v) for function in (ours, composed))
+    assert shapes[0] == ((2, 32, 144), (2, 13, 144), (2, 13, 144))
+    for one, other in zip((got[0], *got[1]), (right[0], *right[1])):
+        np.testing.assert_allclose(one.asnumpy(), other.asnumpy(), atol=1e-2 * max(1, np.abs(other.asnumpy()).max()))
 
 
 @pytest.mark.parametrize("dim", [16, 40])
