@@ -73,8 +73,8 @@ def attention(
         forbidden: (N, 1, 1, T) bool, True for the keys of a row at which none of its queries may look; None for none.
 
     Returns:
-        (N, S, heads·D), in q's dtype; the softmax is in float32. On Ascend float32 is multiplied in bfloat16 (on a 910A in
-        half), as FlashAttentionScore and our kernels take 16 bits alone; on a CPU as `runtime.cpu_operators` says.
+        (N, S, heads·D), in q's dtype; the softmax is in float32. On Ascend float32 is multiplied in bfloat16, on a 910A
+        in half, as FlashAttentionScore and our kernels take 16 bits alone; on a CPU as `runtime.cpu_operators` says.
     """
     back_end = _ascend_back_end()
     if back_end == "mindpangu" and forbidden is None:
