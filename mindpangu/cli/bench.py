@@ -115,7 +115,7 @@ def attention(
     elif chip == "910b":
         _attention_on_paper()
     else:
-        raise UserError(f"chip {chip} is unknown here; allowed: 910b (for 910a there is no kernel)")
+        raise UserError(f"chip {chip} is unknown here; allowed: 910b (no times are computed of our 910A kernels)")
 
 
 def _attention_here(turns: int) -> None:

@@ -85,8 +85,9 @@ def precision(dtype: str, back_end: str = "", convolution: bool = False) -> str:
         return "bf16" if "bf16" in (dtype, back_end) else dtype
     if dtype != "fp32":
         return dtype
-    attends = back_end in ("mindspore", "mindpangu")
-    return "bf16" if attends else "hf32" if convolution else "fp32"
+    if back_end in ("mindspore", "mindpangu"):
+        return "fp16" if runtime.ascend_chip() == "ascend910" else "bf16"
+    return "hf32" if convolution else "fp32"
 
 
 def compare(
@@ -117,6 +118,8 @@ def compare(
 def attention(shape: tuple[int, int, int, int, bool], dtype: str, back_end: str, variable: str) -> Outcome:
     """By one back end, which the environment's `variable` chooses."""
     heads, queries, keys, width, causal = shape
+    if back_end == "mindspore" and runtime.ascend_chip() == "ascend910":
+        raise RefusedError("FlashAttentionScore is for the 910B and later")
     if back_end == "mindpangu":
         from mindpangu.ascend_kernels.flash_attention import installed
 

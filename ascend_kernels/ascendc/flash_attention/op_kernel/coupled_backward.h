@@ -219,6 +219,8 @@ private:
     GlobalTensor<half> of_queries_[2], of_keys_[2], result_[SUMS];
     GlobalTensor<float> of_lines_[2];
 
+    // A chip with four event ids a pair of pipes: these four buffers hold all of MTE1_MTE2, the multiplier's four all of
+    // M_MTE1, and over keys two scores and two sums all of V_M.
     TQue<TPosition::A1, 2> queries_in_;
     TQue<TPosition::B1, 2> keys_in_;
     TQue<TPosition::VECIN, 1> line_in_;  // lse, then delta
