@@ -327,10 +327,10 @@ def kept_graphs(*what: object) -> Iterator[None]:
         yield
         return
     depends_on = [str(asked()) for asked in graphs_depend_on]
-    device = start(), cpu_operators(), compute_dtype()
+    device = [start(), cpu_operators(), compute_dtype()]
     if device[0] == "Ascend":  # compiled further than on a CPU, by CANN
         toolkit = Path(os.environ.get("ASCEND_HOME_PATH", "")).resolve()
-        device += ascend_chip(), jit_level(), ascend_attention(), ascend_scores(), str(toolkit)
+        device += [ascend_chip(), jit_level(), ascend_attention(), ascend_scores(), str(toolkit)]
     key = hashlib.sha256(repr((what, device, depends_on, ms.__version__, sys.version)).encode())
     ours = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "mindpangu"]
     for source in sorted(filter(None, ours)):

@@ -28,13 +28,16 @@ class OfKind(nn.Cell):
     def construct(self, *inputs: Tensor) -> Tensor:
         if self.kind == "conv":
             edge = self.shape[3] // 2
-            return ops.conv2d(*inputs, self.shape[6], edge, edge)
+            x, weight, bias = inputs
+            return ops.conv2d(x, weight, bias, self.shape[6], edge, edge)
         if self.kind == "dense":
             return ops.dense(*inputs)
         if self.kind == "norm":
-            return ops.layer_norm(*inputs, 1e-5)
+            x, gamma, beta = inputs
+            return ops.layer_norm(x, gamma, beta, 1e-5)
         heads, channels = self.shape[1:3]
-        return ops.attention(*inputs, heads=heads, scale=(channels // heads) ** -0.5)
+        q, k, v = inputs
+        return ops.attention(q, k, v, heads=heads, scale=(channels // heads) ** -0.5)
 
 
 def inputs_of(layer: Layer) -> list[Tensor]:

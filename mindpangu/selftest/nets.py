@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import runtime
-from mindpangu.checkpoint.diffusers import unet_places, vae_places
+from mindpangu.checkpoint.diffusers import Vector, unet_places, vae_places
 from mindpangu.checkpoint.name_map import whole
 from mindpangu.checkpoint.transformers import text_places, torch_name
 from mindpangu.models.clip import text_encoder
@@ -54,7 +54,8 @@ def unet(family: str) -> dict[str, np.ndarray]:
     """The noise that a family's UNet predicts."""
     spec, vector, _ = UNETS[family]
     net = UNet(spec).set_train(False)
-    of_ours(net, unet_places([p.name for p in net.get_parameters()], spec, vector or "class_embedding"))
+    way: Vector = "add_embedding" if vector == "add_embedding" else "class_embedding"
+    of_ours(net, unet_places([p.name for p in net.get_parameters()], spec, way))
     given = {key: Tensor(value) for key, value in unet_inputs(spec).items()}
     of_vector = given["vector"] if spec.vector_dim else None
     if vector == "add_embedding":  # SDXL: pooled text, then the embedding of each size

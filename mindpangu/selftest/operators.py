@@ -214,7 +214,8 @@ def muon(shape: tuple[int, int]) -> Outcome:
     weight, moment, gradient = (inputs(*shape, seed=seed) for seed in range(3))
     step = _MuonStep(weight, moment)
     step(Tensor(np.array(list(MUON.values()), np.float32)), Tensor(np.float32(1)), Tensor(gradient))
-    true = reference.muon(*(x.astype(np.float64) for x in (weight, moment, gradient)), **MUON)
+    wide = [x.astype(np.float64) for x in (weight, moment, gradient)]
+    true = reference.muon(wide[0], wide[1], wide[2], **MUON)
     errors = error(step.weight.asnumpy() - weight, true[0] - weight), error(step.moment.asnumpy(), true[1])
     own = runtime.cpu_operators() if runtime.start() == "CPU" else ""
     # Five steps of Newton and Schulz enlarge small singular values, and their rounding, 485 times.

@@ -52,7 +52,7 @@ def conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, gra
             d_weight[:, :, i, j] = np.einsum("ncyx,noyx->oc", seen_of, grad, optimize=True)
             d_padded[seen][:, :, :height, :width] += np.einsum("noyx,oc->ncyx", grad, weight[:, :, i, j], optimize=True)
     inner = slice(edge, edge + x.shape[2]), slice(edge, edge + x.shape[3])
-    return out + bias[:, None, None], d_padded[(..., *inner)], d_weight, grad.sum((0, 2, 3))
+    return out + bias[:, None, None], d_padded[:, :, inner[0], inner[1]], d_weight, grad.sum((0, 2, 3))
 
 
 def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, grad: np.ndarray) -> Arrays:
