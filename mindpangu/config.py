@@ -242,7 +242,11 @@ def _convert_container(value: Any, origin: Any, arguments: tuple, where: str, ke
     if origin is dict:
         if not isinstance(value, dict):
             raise _fail(where, key, f"found {value!r}; a mapping is needed")
-        return {k: _convert(v, arguments[1], where, f"{key}.{k}") for k, v in value.items()}
+        inside = {k: f"{key}.{k}" for k in value}
+        return {
+            _convert(k, arguments[0], where, inside[k]): _convert(v, arguments[1], where, inside[k])
+            for k, v in value.items()
+        }
     if not isinstance(value, (list, tuple)):
         raise _fail(where, key, f"found {value!r}; a list is needed")
     if origin is tuple and arguments[-1] is not Ellipsis:

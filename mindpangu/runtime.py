@@ -50,6 +50,7 @@ JIT_LEVELS = ("O1", "O0")
 
 # Seconds that processes of a training wait for one another: some compile for half an hour while others are done.
 HCCL_TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_EXEC_TIMEOUT": "7200"}
+MINDSPORES_TIMEOUT = "600"  # of a connection: set by importing MindSpore, as msrun does, and no choice of the user's
 
 DEVICES = ("auto", "CPU", "Ascend")
 
@@ -209,6 +210,8 @@ def prepare_environment() -> None:
     # Plugins of other devices complain when they do not load; `mindpangu doctor` names what is missing instead.
     _settings.append(_default("GLOG_logtostderr", "1"))
     if "MS_ROLE" in os.environ:  # msrun has started this process
+        if os.environ.get("HCCL_CONNECT_TIMEOUT") == MINDSPORES_TIMEOUT:
+            del os.environ["HCCL_CONNECT_TIMEOUT"]
         _settings.extend(_default(name, seconds) for name, seconds in HCCL_TIMEOUTS.items())
     if "mindspore" in sys.modules and any(s.origin == "mindpangu" and s.name.startswith("ONEDNN") for s in _settings):
         print(

@@ -50,6 +50,7 @@ def test_reads_types_and_overrides(tmp_path):
         ("inner: {}", "inner.rate: missing"),
         ("inner: {rate: 1}\nkind: be", "kind: found 'be'; allowed: a, bee, did you mean 'bee'"),
         ("inner: {rate: 1, pair: [1]}", "inner.pair: found 1 values; exactly 2"),
+        ("inner: {rate: 1}\nweights: {0: 1}", "weights.0: found 0; a str is needed"),
         ("inner: 3", "a mapping of keys is needed"),
         ("- 1", "a mapping of keys to values is needed"),
         ("inner: [", "not valid YAML"),

@@ -51,8 +51,9 @@ def test_workers_of_msrun_share_the_cores():
 
 def test_workers_of_msrun_wait_long_for_each_other():
     code = "import mindpangu, os; print(os.environ.get('HCCL_CONNECT_TIMEOUT'), os.environ.get('HCCL_EXEC_TIMEOUT'))"
-    assert in_new_process(code) == "None None"
-    assert in_new_process(code, MS_ROLE="MS_WORKER", HCCL_EXEC_TIMEOUT="900") == "7200 900"
+    assert in_new_process(code, HCCL_CONNECT_TIMEOUT="600").startswith("600")
+    assert in_new_process(code, MS_ROLE="MS_WORKER", HCCL_CONNECT_TIMEOUT="600", HCCL_EXEC_TIMEOUT="900") == "7200 900"
+    assert in_new_process(code, MS_ROLE="MS_WORKER", HCCL_CONNECT_TIMEOUT="1200") == "1200 7200"
 
 
 @pytest.mark.parametrize(("chip", "level"), [("ascend910b", "O1"), ("ascend910_93", "O1"), ("ascend910", "O0")])

@@ -165,3 +165,8 @@ def reference(
     dp = do_ @ v_.swapaxes(-1, -2)
     ds = scale * p * (dp - (p * dp).sum(-1, keepdims=True))
     return (*out, join(ds @ k_), join(ds.swapaxes(-1, -2) @ q_), join(p.swapaxes(-1, -2) @ do_))
+
+
+def error(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Relative, of 16-bit numbers to float64."""
+    return float(np.linalg.norm(widened(got) - wanted) / np.linalg.norm(wanted))
