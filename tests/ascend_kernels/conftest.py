@@ -11,14 +11,14 @@ from tests.ascend_kernels import simulation
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory):
-    """kernels(source, dtype): a library of the simulator's folder."""
+    """kernels(source, dtype, chip): a library of the simulator's folder."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     folder, built = tmp_path_factory.mktemp("kernels"), {}
 
-    def get(source, dtype="half"):
-        if (source, dtype) not in built:
-            built[source, dtype] = simulation.build(source, folder, dtype)
-        return built[source, dtype]
+    def get(source, dtype="half", chip="910b"):
+        if (source, dtype, chip) not in built:
+            built[source, dtype, chip] = simulation.build(source, folder, dtype, chip=chip)
+        return built[source, dtype, chip]
 
     return get

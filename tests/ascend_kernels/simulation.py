@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
@@ -29,21 +28,22 @@ class KernelError(Exception):
     """What the simulator found."""
 
 
-COUPLED = "coupled.cpp"  # what is compiled for a 910A, the rest for a 910B
 ARCHITECTURES = {"910b": 2201, "910a": 1001}  # CANN's numbers of them
 
 
-def build(source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS, optimise: str = "-O2") -> ctypes.CDLL:
-    """A wrapper of the simulator's folder around the kernels, compiled for `dtype`: half or bfloat16_t.
+def build(
+    source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS, optimise: str = "-O2", chip: str = "910b"
+) -> ctypes.CDLL:
+    """A wrapper of the simulator's folder around the kernels, compiled for `dtype`, half or bfloat16_t, and a chip.
 
     Raises:
         KernelError: g++ refuses it.
     """
-    library = to / f"{Path(source).stem}_{dtype}.so"
+    library = to / f"{Path(source).stem}_{dtype}_{chip}.so"
     command = ["g++", "-std=c++17", optimise, "-march=native", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread"]
     command += [
         f"-DDTYPE_Q={dtype}",
-        f"-D__NPU_ARCH__={ARCHITECTURES['910a' if source == COUPLED else '910b']}",
+        f"-D__NPU_ARCH__={ARCHITECTURES[chip]}",
         f"-I{HERE}",
         f"-I{kernels}",
         f"-I{KERNELS.parent}",
@@ -57,11 +57,11 @@ def build(source: str, to: Path, dtype: str = "half", kernels: Path = KERNELS, o
     return ctypes.CDLL(str(library))
 
 
-def _call(simulate: Callable, arrays: list[np.ndarray], tiling: Tiling, cores: int, seed: int) -> None:
+def _call(library: ctypes.CDLL, arrays: list[np.ndarray], tiling: Tiling, cores: int, seed: int) -> None:
     error = ctypes.create_string_buffer(600)
     arrays = [np.ascontiguousarray(array) for array in arrays]
     pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
-    if simulate(*pointers, ctypes.byref(tiling), cores, seed, error, len(error)):
+    if library.simulate(*pointers, ctypes.byref(tiling), cores, seed, error, len(error)):
         raise KernelError(error.value.decode())
 
 
@@ -88,7 +88,7 @@ def forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """o, in q's 16-bit type, and the log-sum-exp (N, H, S) float32."""
     o, lse = np.empty_like(q), np.empty((q.shape[0], tiling.heads, q.shape[1]), np.float32)
-    _call(library.simulate, [q, k, v, o, lse], tiling, cores, seed)
+    _call(library, [q, k, v, o, lse], tiling, cores, seed)
     return o, lse
 
 
@@ -97,25 +97,7 @@ def backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dq, dk, dv, in q's 16-bit type; `inputs`: q, k, v, do, lse, delta."""
     outputs = [np.empty_like(array) for array in inputs[:3]]
-    _call(library.simulate, [*inputs, *outputs], tiling, cores, seed)
-    return outputs[0], outputs[1], outputs[2]
-
-
-def coupled_forward(
-    library: ctypes.CDLL, q: np.ndarray, k: np.ndarray, v: np.ndarray, tiling: Tiling, cores: int = 2, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `forward`, on a 910A, whose kernels take multiples of 16 queries."""
-    o, lse = np.empty_like(q), np.empty((q.shape[0], tiling.heads, q.shape[1]), np.float32)
-    _call(library.simulate_forward, [q, k, v, o, lse], tiling, cores, seed)
-    return o, lse
-
-
-def coupled_backward(
-    library: ctypes.CDLL, inputs: list[np.ndarray], tiling: Tiling, cores: int = 2, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `backward`, on a 910A."""
-    outputs = [np.empty_like(array) for array in inputs[:3]]
-    _call(library.simulate_backward, [*inputs, *outputs], tiling, cores, seed)
+    _call(library, [*inputs, *outputs], tiling, cores, seed)
     return outputs[0], outputs[1], outputs[2]
 
 

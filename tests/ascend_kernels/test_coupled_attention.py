@@ -7,10 +7,9 @@ import pytest
 
 from mindpangu.ascend_kernels.tiling import coupled_backward_tile, coupled_forward_tile
 from tests.ascend_kernels.simulation import (
-    COUPLED,
-    coupled_backward,
-    coupled_forward,
+    backward,
     error,
+    forward,
     reference,
     rounded,
     settings,
@@ -31,17 +30,16 @@ def some_shape(rng):
 def check(kernels, rng, shape, tiles=None, causal=False, cores=2):
     """Both kernels of a 910A."""
     n, heads, s, t, d = shape
-    library = kernels(COUPLED)
     q, k, v, do = (rounded(rng.standard_normal((n, length, heads * d)), "half") for length in (s, t, t, s))
     forth, back = tiles or (coupled_forward_tile(s, t, d), coupled_backward_tile(s, t, d))
     tiling = settings(q, k, heads, forth, causal, d**-0.5)
-    o, lse = coupled_forward(library, q, k, v, tiling, cores)
+    o, lse = forward(kernels("forward.cpp", chip="910a"), q, k, v, tiling, cores)
     wanted = reference(q, k, v, tiling, do)
     assert error(o, wanted[0]) <= FORWARD, shape
     np.testing.assert_allclose(lse, wanted[1], rtol=1e-4, atol=1e-4)
     delta = (split(o, heads) * split(do, heads)).sum(-1).astype(np.float32)
     tiling = settings(q, k, heads, back, causal, d**-0.5)
-    grads = coupled_backward(library, [q, k, v, do, lse, delta], tiling, cores)
+    grads = backward(kernels("backward.cpp", chip="910a"), [q, k, v, do, lse, delta], tiling, cores)
     for got, right in zip(grads, wanted[2:]):
         if np.linalg.norm(right) > 1e-9:
             assert error(got, right) <= BACKWARD, shape
@@ -79,9 +77,9 @@ def test_hidden_scores_may_be_greater_than_all_that_count(kernels):
     q, k, v = (rounded(rng.standard_normal((1, 64, 64)), "half") for _ in range(3))
     q[0, 3], k[0, 5] = 60, 60  # key 5 is hidden from query 3, and its score is 28,800
     tiling = settings(q, k, 1, (32, 32), True, 0.125)
-    o, lse = coupled_forward(kernels(COUPLED), q, k, v, tiling)
+    o, lse = forward(kernels("forward.cpp", chip="910a"), q, k, v, tiling)
     right = reference(q, k, v, tiling, v)
     assert error(o, right[0]) <= FORWARD
     delta = (split(o, 1) * split(v, 1)).sum(-1).astype(np.float32)
-    for got, wanted in zip(coupled_backward(kernels(COUPLED), [q, k, v, v, lse, delta], tiling), right[2:]):
+    for got, wanted in zip(backward(kernels("backward.cpp", chip="910a"), [q, k, v, v, lse, delta], tiling), right[2:]):
         assert np.isfinite(widened(got)).all() and error(got, wanted) <= BACKWARD

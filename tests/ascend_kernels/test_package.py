@@ -104,7 +104,7 @@ def stand_in(tmp_path_factory):
     """Both operators as a library for MindSpore on a CPU."""
     folder = tmp_path_factory.mktemp("stand-in")
     build("custom.cpp", folder)
-    return folder / "custom_half.so"
+    return folder / "custom_half_910b.so"
 
 
 @pytest.mark.parametrize("jit_level", ["O0", "O1"])
