@@ -241,6 +241,27 @@ def bridges(
 
 
 @app.command()
+def noise_levels(
+    data: Path = DATA,
+    model: str = MODEL,
+    groups: str = GROUPS,
+    count: int = typer.Option(96, help="Trained pictures."),
+    levels: int = typer.Option(8, help="Noise levels to begin from."),
+    steps: int = typer.Option(16),
+    seed: int = typer.Option(0),
+    report: Optional[Path] = REPORT,
+) -> None:
+    """Real pictures noised to t and finished by the model: which expert loses them, and where T_struct belongs."""
+    from mindpangu.evaluation.judge import Galleries
+    from mindpangu.evaluation.noise_levels import judge_noise_levels
+    from mindpangu.metrics.features import Judge
+
+    pipeline, pictures = _open(data, model, groups)
+    found = judge_noise_levels(pipeline, pictures, Galleries(pictures, Judge()), count, levels, steps, seed)
+    _report({"model": model, "pictures": count, "steps": steps, "levels": list(tqdm(found, total=levels))}, report)
+
+
+@app.command()
 def judge(
     data: Path = DATA,
     model: str = MODEL,

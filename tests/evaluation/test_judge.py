@@ -21,8 +21,11 @@ from mindpangu.evaluation.judge import (
     judge_natural,
     judge_pairs,
     prompt_for,
+    round_trip,
     shapes_on_ground,
 )
+from mindpangu.evaluation.noise_levels import judge_noise_levels
+from mindpangu.images import to_model
 from mindpangu.infer.pipeline import PanGuDraw
 from tests.tiny import STYLES
 
@@ -145,3 +148,37 @@ def test_natural_wording_stands_beside_template_wording(pictures):
         assert result[language]["natural"]["R@1"] == result[language]["template"]["R@1"] == 1
         assert result[language]["ratio"] == 1
         assert not result[language]["missed"]
+
+
+def test_a_model_that_denoises_perfectly_loses_nothing_at_any_noise_level(pictures, model_folder, monkeypatch):
+    """Each level begins at its own σ, from the picture asked for, with the expert that draws there."""
+    from mindspore import Tensor
+
+    model = PanGuDraw.from_pretrained(str(model_folder))
+    galleries = Galleries(pictures, pixels)
+    by_prompt = {prompt_for(r, "en"): r for r in pictures.records}
+    begun, asked = [], {}
+
+    class Knowing:
+        """Answers with the clean latent of what the prompt asks for."""
+
+        def __init__(self, request, prompts):
+            self.clean = model.vae.encode(Tensor(to_model([pictures.render(by_prompt[p]) for p in prompts])))
+            asked.update(dict.fromkeys(prompts))
+            self.called = False
+
+        def __call__(self, x, sigma, cond=()):
+            if not self.called:
+                begun.append((float(sigma[0]), float((x - self.clean).asnumpy().std())))
+            self.called = True
+            return self.clean
+
+    monkeypatch.setattr(model, "guided", Knowing)
+    rows = list(judge_noise_levels(model, pictures, galleries, count=18, levels=3, steps=6, seed=0))
+    assert [(row["t"], row["expert"]) for row in rows] == [(200, "texture"), (599, "structure"), (999, "structure")]
+    chosen = [by_prompt[prompt] for prompt in asked]
+    whole = galleries.recall(chosen, round_trip(model, [pictures.render(r) for r in chosen]))
+    assert all({key: row[key] for key in whole} == whole for row in rows)
+    for sigma, deviation in begun[:4]:
+        assert deviation == pytest.approx(sigma, rel=0.03)
+    assert sorted({round(sigma, 2) for sigma, _ in begun}) == [0.57, 2.28, 14.61]
