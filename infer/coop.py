@@ -70,22 +70,28 @@ class MemberConfig:
 class InfluenceConfig:
     """How much of a member's picture is another's: `share` (the paper's d) at t ≥ `above` of the output's schedule.
 
-    With `fade` it falls from `share` at the noisiest t to 0 at `above`, evenly in t. `bridge`: a folder with a learned
-    bridge from the other's latents to the member's, or its name in the zoo; None: by way of the picture.
+    With `fade` it falls from `share` at the noisiest t to 0 at `above`, evenly in t; at t ≥ `below` there is none.
+    `effect`: not the other's picture but what its controls change in it is added, `share` times, which may be above 1.
+    `bridge`: a folder with a learned bridge from the other's latents to the member's, or its name in the zoo; None: by
+    way of the picture.
     """
 
     share: float
     above: float = 0.0
+    below: Optional[float] = None
     fade: bool = False
+    effect: bool = False
     bridge: Optional[Path] = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share is {self.share}; 0 to 1 is allowed")
+        if self.share < 0 or (self.share > 1 and not self.effect):
+            raise ValueError(f"share is {self.share}; 0 to 1 is allowed, and above 1 with effect: true")
+        if self.below is not None and self.below <= self.above:
+            raise ValueError(f"above {self.above}, below {self.below}: above < below is needed")
 
     def at(self, t: float, last: float) -> float:
         """The share at t, of a schedule whose noisiest is `last`."""
-        if t < self.above:
+        if t < self.above or (self.below is not None and t >= self.below):
             return 0.0
         return self.share * (t - self.above) / (last - self.above) if self.fade else self.share
 
@@ -117,21 +123,32 @@ class CoopConfig:
         for name, row in self.weights.items():
             if name in row:
                 raise ValueError(f"weights.{name}: {name} is itself what the others leave")
-            if sum(one.share for one in row.values()) > 1:
+            for other, one in row.items():
+                if one.effect and not self.members[other].controls:
+                    raise ValueError(f"weights.{name}.{other}: effect is that of controls, and {other} has none")
+            if sum(one.share for one in row.values() if not one.effect) > 1:
                 raise ValueError(f"weights.{name}: the shares of {', '.join(row)} add up to more than 1")
         if self.bridge_every < 1:
             raise ValueError(f"bridge_every is {self.bridge_every}; at least 1 is needed")
 
+    @property
+    def uncontrolled(self) -> tuple[str, ...]:
+        """The members that are also asked without their controls: those whose controls' effect is wanted."""
+        rows = self.weights.values()
+        return tuple(name for name in self.members if any(name in row and row[name].effect for row in rows))
+
     def table(self, schedule: NoiseSchedule, sigma: float) -> np.ndarray:
-        """The weights at σ, (members, members); rows add up to 1."""
+        """The weights at σ of the members, then of the `uncontrolled` ones; (all, all), rows add up to 1."""
         t, last = float(schedule.t(np.array([sigma]))[0]), float(schedule.spec.steps - 1)
-        names = list(self.members)
-        table = np.eye(len(names))
+        names, beside = list(self.members), [*self.members, *self.uncontrolled]
+        table = np.eye(len(beside))
         for name, row in self.weights.items():
+            own = table[names.index(name)]
             for other, influence in row.items():
                 share = influence.at(t, last)
-                table[names.index(name), names.index(other)] = share
-                table[names.index(name), names.index(name)] -= share
+                own[names.index(other)] += share
+                less = len(names) + self.uncontrolled.index(other) if influence.effect else names.index(name)
+                own[less] -= share
         return table
 
 
@@ -368,22 +385,29 @@ class CoopDraw:
     ) -> Coop:
         """The members' denoisers for these pictures and prompts, and the bridges between them."""
         output = self.models[self.output]
-        members = []
-        for name, model, request, looking in zip(self.names, self.models, self.requests, controls):
+        schedule = output.schedule if config.match == "t" else None
+
+        def denoiser(i: int, looking: Sequence[Control]) -> Denoiser:
+            name, model, request = self.names[i], self.models[i], self.requests[i]
             texts = [config.members[name].prompt.replace("{}", prompt) for prompt in prompts]
-            schedule = output.schedule if config.match == "t" else None
             steered = replace(request, controls=tuple(control.of(numbers) for control in looking))
-            one: Denoiser = model.guided(steered, texts, schedule)
-            if config.members[name].window is not None:
-                factor = model.vae.spec.factor
-                one = Windowed(one, (request.height // factor, request.width // factor))
-            members.append(one)
+            one = model.guided(steered, texts, schedule)
+            if config.members[name].window is None:
+                return one
+            factor = model.vae.spec.factor
+            return Windowed(one, (request.height // factor, request.width // factor))
+
+        members = [denoiser(i, looking) for i, looking in enumerate(controls)]
+        beside = {len(members) + k: self.names.index(name) for k, name in enumerate(config.uncontrolled)}
+        members += [denoiser(i, ()) for i in beside.values()]
         bridges: dict[tuple[int, int], Bridge] = {}
         for name, row in config.weights.items():
             for other, influence in row.items():
                 j, i = self.names.index(other), self.names.index(name)
                 bridges[j, i] = self._bridge(j, i, influence.bridge)
-        return Coop(members, bridges, partial(config.table, output.schedule))
+                for extra in (extra for extra, looked in beside.items() if looked == j and influence.effect):
+                    bridges[extra, i] = self._bridge(j, i, influence.bridge)
+        return Coop(members, bridges, partial(config.table, output.schedule), beside=beside)
 
     def _bridge(self, j: int, i: int, learned: Optional[Path]) -> Bridge:
         """From member j's latents to member i's. Raises: UserError where a learned bridge leads elsewhere."""

@@ -7,6 +7,9 @@ d·ε̃ + (1−d)·ε belongs to d·z̃0 + (1−d)·ẑ0. So for any number of m
 
 with bridges B between their spaces, and members that share one list of σ. Sub-module 1 is constant weights;
 sub-module 2 moves the weight from a low-resolution member to a high-resolution one, which begins with fresh noise.
+Weights may be negative: with two members that look at one latent, one steered by a control and one not, +w and −w add
+the control's effect to another's prediction, without the guest's own colours and style (the composition of effects of
+arXiv 2206.01714).
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ class Latents:
 class Coop:
     """A denoiser of `Latents`: the members `drawn`, each of whose predictions is made of the members' it asks for.
 
-    `members`: all of them, conditions bound; `bridges`: by (from, to), where `weights` ask for one.
+    `members`: all of them, conditions bound; `bridges`: by (from, to), where `weights` ask for one. `beside`: members
+    with no latent of their own, by the member at whose latent they look.
     """
 
     def __init__(
@@ -60,8 +64,10 @@ class Coop:
         bridges: Mapping[tuple[int, int], Bridge],
         weights: Weights,
         drawn: Optional[Sequence[int]] = None,
+        beside: Optional[Mapping[int, int]] = None,
     ) -> None:
         self.members, self.bridges, self.weights = tuple(members), bridges, weights
+        self.beside = beside or {}
         self.drawn = tuple(range(len(members)) if drawn is None else drawn)
 
     def __call__(self, x: Latents, sigma: np.ndarray, cond: Sequence[Any] = ()) -> Latents:
@@ -69,11 +75,15 @@ class Coop:
         table = self.weights(float(sigma[0]))
         states = dict(zip(self.drawn, x.parts))
         asked = [j for j in range(len(self.members)) if any(table[i, j] for i in self.drawn)]
-        absent = [j for j in asked if j not in states]
+        absent = [j for j in asked if self.looks_at(j) not in states]
         if absent:
             raise ValueError(f"members {absent} are asked for at σ {float(sigma[0]):.4g} but not drawn")
-        predicted = {j: self.members[j](states[j], sigma, cond) for j in asked}
+        predicted = {j: self.members[j](states[self.looks_at(j)], sigma, cond) for j in asked}
         return Latents([self.fused(i, predicted, table) for i in self.drawn])
+
+    def looks_at(self, j: int) -> int:
+        """The member whose latent member j denoises."""
+        return self.beside.get(j, j)
 
     def fused(self, i: int, predicted: Mapping[int, Any], table: np.ndarray) -> Any:
         """Σ_j w_ij · B_{j→i}(x0_j) over the members j that have predicted."""
@@ -97,22 +107,22 @@ class Stage:
     woken: tuple[int, ...]
 
 
-def stages(weights: Weights, sigmas: Sigmas, output: int) -> list[Stage]:
+def stages(weights: Weights, sigmas: Sigmas, output: int, beside: Optional[Mapping[int, int]] = None) -> list[Stage]:
     """Which members must be drawn when, so that member `output` is a picture at the end; none is drawn in vain.
 
     A member whose own prediction counts for nothing down to some σ need not be drawn before: there it wakes, made of
     what its row of weights named one step earlier.
     """
-    steps = len(sigmas) - 1
+    steps, looks_at = len(sigmas) - 1, beside or {}
     tables = [weights(float(sigma)) for sigma in sigmas[:steps]]
     members = len(tables[0])
     first = [next((k for k in range(steps) if tables[k][i, i]), 0) for i in range(members)]
     drawn, needed = [], {output}
     for k in reversed(range(steps)):
-        needed = needed | {j for i in needed for j in range(members) if tables[k][i, j]}
+        needed = needed | {looks_at.get(j, j) for i in needed for j in range(members) if tables[k][i, j]}
         drawn.append(tuple(sorted(needed)))
         waking = {i for i in needed if 0 < first[i] == k}
-        needed = (needed - waking) | {j for i in waking for j in range(members) if tables[k - 1][i, j]}
+        needed = (needed - waking) | {looks_at.get(j, j) for i in waking for j in range(members) if tables[k - 1][i, j]}
     drawn.reverse()
     found: list[Stage] = []
     for k in range(steps):
@@ -143,7 +153,7 @@ def sample(
 
     noise(member, 0) starts a member, noise(member, 1) is what it wakes with, later numbers are the sampler's.
     """
-    plan, top = stages(coop.weights, sigmas, output), float(sigmas[0])
+    plan, top = stages(coop.weights, sigmas, output, coop.beside), float(sigmas[0])
     states = {i: noise(i, 0) * float(np.sqrt(1 + top**2)) for i in plan[0].drawn}
     for stage in plan:
         for i in stage.woken:
@@ -158,7 +168,7 @@ def sample(
                 x, denoised = (one.parts[stage.drawn.index(member)] for one in (state.x, state.denoised))
                 callback(MemberState(stage.first + state.step, len(sigmas) - 1, state.sigma, x, denoised, member))
 
-        now = Coop(coop.members, coop.bridges, coop.weights, stage.drawn)
+        now = Coop(coop.members, coop.bridges, coop.weights, stage.drawn, coop.beside)
         out = sampler(
             now,
             Latents([states[i] for i in stage.drawn]),
@@ -174,5 +184,5 @@ def _woken(coop: Coop, states: Mapping[int, Any], i: int, sigmas: Sigmas, k: int
     """The clean latent that member i begins with at sigmas[k]: its row of the step before, of predictions made here."""
     table = coop.weights(float(sigmas[k - 1]))
     sources = [j for j in range(len(coop.members)) if table[i, j]]
-    sigma = np.full(states[sources[0]].shape[0], float(sigmas[k]))
-    return coop.fused(i, {j: coop.members[j](states[j], sigma, ()) for j in sources}, table)
+    sigma = np.full(states[coop.looks_at(sources[0])].shape[0], float(sigmas[k]))
+    return coop.fused(i, {j: coop.members[j](states[coop.looks_at(j)], sigma, ()) for j in sources}, table)

@@ -168,3 +168,23 @@ def test_a_member_that_is_not_drawn_cannot_be_asked():
     coop = Coop([gaussian(0.0, 1.0)] * 2, {(1, 0): lambda x: x}, constant([[0.5, 0.5], [0.0, 1.0]]), drawn=[0])
     with pytest.raises(ValueError, match=r"members \[1\] are asked for at σ 2 but not drawn"):
         coop(Latents([np.zeros(SHAPE)]), np.full(2, 2.0))
+
+
+def test_a_controls_effect_is_added_without_the_guests_own_picture():
+    """Guests that are sure of g + e with their control and of g without: e is added to the host's picture, g is not."""
+    members = [gaussian(1.0, 0.5), gaussian(7.0, 0.0), gaussian(4.0, 0.0)]  # host, guest with control, without
+    bridges = {(1, 0): lambda x: 2 * x, (2, 0): lambda x: 2 * x}
+    table = constant([[1, 0.5, -0.5], [0, 1, 0], [0, 0, 1]])
+    looked = []
+
+    def without(x, sigma, cond):
+        looked.append(x)
+        return members[2](x, sigma, cond)
+
+    coop = Coop([*members[:2], without], bridges, table, beside={2: 1})
+    assert stages(table, SIGMAS, 0, {2: 1}) == [Stage(0, len(SIGMAS) - 1, (0, 1), ())]
+    drawn = sample(SAMPLERS["euler"], coop, SIGMAS, 0, noise)
+    plain = gaussian(1.0, 0.5)
+    expected = alone(lambda x, s, cond: plain(x, s, cond) + 0.5 * 2 * (7.0 - 4.0), SAMPLERS["euler"])
+    np.testing.assert_allclose(drawn, expected, atol=1e-9)
+    np.testing.assert_allclose(looked[0], noise(1, 0) * np.sqrt(1 + SIGMAS[0] ** 2))  # the guest's own latent

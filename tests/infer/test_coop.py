@@ -116,6 +116,7 @@ def test_an_influence_over_the_noise_levels():
     assert [InfluenceConfig(0.5).at(t, 999) for t in (0, 999)] == [0.5, 0.5]
     assert [InfluenceConfig(0.8, above=500).at(t, 999) for t in (499, 500, 999)] == [0.0, 0.8, 0.8]
     assert [InfluenceConfig(0.8, above=199, fade=True).at(t, 999) for t in (100, 199, 599, 999)] == [0.0, 0.0, 0.4, 0.8]
+    assert [InfluenceConfig(0.8, below=600).at(t, 999) for t in (0, 599, 600)] == [0.8, 0.8, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,8 @@ def test_an_influence_over_the_noise_levels():
         ({"weights": {"wide": {"smal": {"share": 1}}}}, "member 'smal' is unknown; there are small, wide"),
         ({"weights": {"wide": {"wide": {"share": 1}}}}, "wide is itself what the others leave"),
         ({"weights": {"wide": {"small": {"share": 1.5}}}}, "share is 1.5; 0 to 1 is allowed"),
+        ({"weights": {"wide": {"small": {"share": 0.5, "above": 500, "below": 400}}}}, "above < below is needed"),
+        ({"weights": {"wide": {"small": {"share": 2, "effect": True}}}}, "effect is that of controls, and small has"),
         ({"output": "tall"}, "member 'tall' is unknown"),
         ({"bridge_every": 0}, "bridge_every is 0"),
         ({"one_noise": True}, "one_noise: latents of different shapes"),

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from mindpangu import runtime
 from mindpangu.checkpoint.store import save_checkpoint, save_tensors
-from mindpangu.config import load, parse
+from mindpangu.config import dump, load, parse
+from mindpangu.diffusion import NoiseSchedule, ScheduleSpec
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopConfig, CoopDraw
 from tests.parity.golden_pipelines import build, control_tensors, narrow
@@ -130,6 +131,21 @@ def test_a_model_without_words_follows_its_drawing(model_folder, line_model, dra
     for given in ([], [*lines, drawing]):
         with pytest.raises(UserError, match=f"one, or 2 must be given with line, not {len(given)}"):
             together(["a dog", "a cat"], lines=given)
+
+
+def test_a_controls_effect_is_what_it_changes(model_folder, line_model, drawing):
+    """A control of strength 0 has none; another's is the guest's prediction with its control less that without."""
+    effect = {"text": {"line": {"share": 1.5, "effect": True}}}
+    config = words_and_lines(model_folder, line_model, weights=effect)
+    table = config.table(NoiseSchedule(ScheduleSpec()), 1.0)
+    np.testing.assert_array_equal(table, [[1, 1.5, -1.5], [0, 1, 0], [0, 0, 1]])
+    alone = CoopDraw(words_and_lines(model_folder, line_model, weights={}))(["a dog"], lines=[drawing], steps=2)
+    steered = CoopDraw(config)(["a dog"], lines=[drawing], steps=2)
+    assert np.abs(steered[0].latents - alone[0].latents).max() > 1e-3
+    members = dump(config)["members"]
+    members["line"]["controls"][0]["strength"] = 0.0
+    idle = CoopDraw(words_and_lines(model_folder, line_model, weights=effect, members=members))
+    np.testing.assert_allclose(idle(["a dog"], lines=[drawing], steps=2)[0].latents, alone[0].latents, atol=1e-4)
 
 
 def test_a_drawing_is_fitted_whole_and_whichever_way_round(drawing, tmp_path):
