@@ -57,6 +57,11 @@ class Pictures:
         """The records of a split that a model is asked for."""
         return [r for r in self.records if r.split == split and (self.groups is None or r.group in self.groups)]
 
+    def some(self, split: str, count: int, seed: int) -> list[manifest.Record]:
+        """At most `count` of the records of a split that a model is asked for, drawn at random."""
+        records = self.asked(split)
+        return [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:count]]
+
     def render(self, record: manifest.Record, background: str = "white", side: int = SIDE) -> np.ndarray:
         """(side, side, 3) uint8."""
         examples = self.examples[record.split]
@@ -159,8 +164,7 @@ def judge_pairs(
 
     `ceiling`: the real picture after the VAE round trip; `other_artist`: the concept's real pictures in other styles.
     """
-    records = pictures.asked(split)
-    chosen = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:count]]
+    chosen = pictures.some(split, count, seed)
     others = [(r, o) for r in chosen for o in pictures.records if o.concept == r.concept and o.style != r.style]
     return {
         "pairs": len(chosen),

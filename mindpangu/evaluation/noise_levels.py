@@ -27,8 +27,7 @@ def judge_noise_levels(
     Yields:
         {"t", "expert": the first that draws, "R@1", "R@5"}.
     """
-    records = pictures.asked("train")
-    chosen = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:count]]
+    chosen = pictures.some("train", count, seed)
     sigmas = SIGMA_LISTS["uniform"](model.schedule, steps)
     ts = model.schedule.t(np.asarray(sigmas[:-1]))
     for first in sorted({round(k) for k in np.linspace(0, steps, levels, endpoint=False)}, reverse=True):
