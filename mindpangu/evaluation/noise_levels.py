@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from mindpangu.data import manifest
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
-from mindpangu.evaluation.judge import ENCODE_BATCH, SIDE, Galleries, Pictures, prompt_for
+from mindpangu.evaluation.judge import ENCODE_BATCH, Galleries, Pictures, prompt_for
 from mindpangu.images import to_model, to_pictures
 from mindpangu.infer.drawing import noise_of
 from mindpangu.infer.pipeline import PanGuDraw
@@ -27,38 +26,26 @@ def judge_noise_levels(
     Yields:
         {"t", "expert": the first that draws, "R@1", "R@5"}.
     """
+    from mindspore import Tensor
+
     chosen = pictures.some("train", count, seed)
     sigmas = SIGMA_LISTS["uniform"](model.schedule, steps)
     ts = model.schedule.t(np.asarray(sigmas[:-1]))
+    batches = []  # prompts, clean latents and noise, all of one shape: one graph
+    for start in range(0, len(chosen), ENCODE_BATCH):
+        numbers = [min(start + i, len(chosen) - 1) for i in range(ENCODE_BATCH)]
+        records = [chosen[number] for number in numbers]
+        clean = model.vae.encode(Tensor(to_model([pictures.render(record) for record in records])))
+        noise = noise_of([seed + number for number in numbers], tuple(clean.shape[1:]), 0)
+        batches.append(([prompt_for(record, "en") for record in records], clean, noise))
     for first in sorted({round(k) for k in np.linspace(0, steps, levels, endpoint=False)}, reverse=True):
         drawn: list[np.ndarray] = []
-        for start in range(0, len(chosen), ENCODE_BATCH):
-            part = chosen[start : start + ENCODE_BATCH]
-            drawn += _finished(model, pictures, part, sigmas, first, range(seed + start, seed + start + len(part)))
+        for prompts, clean, noise in batches:
+            start_at = clean + noise * float(sigmas[first])
+            if first == 0:
+                start_at = noise * float(np.sqrt(1 + sigmas[0] ** 2))
+            request = model.asked(prompts)
+            latents = SAMPLERS["euler"](model.guided(request, request.prompts), start_at, sigmas[first:])
+            drawn += list(to_pictures(model.vae.decode(latents).asnumpy()))
         expert = next(name for name, lowest in model.spec.experts.items() if ts[first] >= lowest)
-        yield {"t": round(float(ts[first])), "expert": expert, **galleries.recall(chosen, drawn)}
-
-
-def _finished(
-    model: PanGuDraw,
-    pictures: Pictures,
-    records: Sequence[manifest.Record],
-    sigmas: np.ndarray,
-    first: int,
-    seeds: Sequence[int],
-) -> list[np.ndarray]:
-    """Pictures of the records, denoised from sigmas[first]; from noise alone where `first` is 0."""
-    from mindspore import Tensor
-
-    side = SIDE // model.vae.spec.factor
-    shape = (model.vae.spec.z_channels, side, side)
-    padded = [*records, *[records[-1]] * (ENCODE_BATCH - len(records))]  # one shape: one graph
-    noise = noise_of([*seeds, *[seeds[-1]] * (ENCODE_BATCH - len(seeds))], shape, 0)
-    if first == 0:
-        start = noise * float(np.sqrt(1 + sigmas[0] ** 2))
-    else:
-        clean = model.vae.encode(Tensor(to_model([pictures.render(record) for record in padded])))
-        start = clean + noise * float(sigmas[first])
-    request = model.asked([prompt_for(record, "en") for record in padded])
-    latents = SAMPLERS["euler"](model.guided(request, request.prompts), start, sigmas[first:])
-    return list(to_pictures(model.vae.decode(latents).asnumpy()))[: len(records)]
+        yield {"t": round(float(ts[first])), "expert": expert, **galleries.recall(chosen, drawn[: len(chosen)])}
