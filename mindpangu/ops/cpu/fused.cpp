@@ -46,7 +46,15 @@ struct GroupShape {
 // c += or = a · b for small dense blocks: C (m, n) from A (m, k) with strides (ai, ak) and B (k, n) with stride ldb.
 // n is a multiple of 16 and m of 4; B and C are padded by who allocates them. A and B hold words of 32 bits: numbers, or,
 // with BF16, two bfloat16 numbers that stand one after the other along k, so that k counts pairs.
-typedef float V __attribute__((vector_size(64), aligned(4)));
+//
+// V is one register of the machine, and the sums of a block are as many as stay in registers: 16 of the 32 that AVX512
+// has, 8 of AVX2's 16. (Vectors wider than the machine's go through memory: six times slower.)
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16, MOST_COLUMNS = 4;
+#else
+constexpr int64_t LANES = 8, MOST_COLUMNS = 2;
+#endif
+typedef float V __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 
 #ifdef __AVX512BF16__
 constexpr bool HAS_BF16 = true;
@@ -69,17 +77,17 @@ void block(int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, in
            bool add) {
     V sum[4][COLUMNS];
     for (int r = 0; r < 4; ++r)
-        for (int j = 0; j < COLUMNS; ++j) sum[r][j] = add ? *(const V *)(c + r * ldc + 16 * j) : V{};
+        for (int j = 0; j < COLUMNS; ++j) sum[r][j] = add ? *(const V *)(c + r * ldc + LANES * j) : V{};
     for (int64_t p = 0; p < k; ++p) {
         V row[COLUMNS];
-        for (int j = 0; j < COLUMNS; ++j) row[j] = *(const V *)(b + p * ldb + 16 * j);
+        for (int j = 0; j < COLUMNS; ++j) row[j] = *(const V *)(b + p * ldb + LANES * j);
         for (int r = 0; r < 4; ++r) {
             const float s = a[r * ai + p * ak];
             for (int j = 0; j < COLUMNS; ++j) sum[r][j] = multiply_add<BF16>(sum[r][j], s, row[j]);
         }
     }
     for (int r = 0; r < 4; ++r)
-        for (int j = 0; j < COLUMNS; ++j) *(V *)(c + r * ldc + 16 * j) = sum[r][j];
+        for (int j = 0; j < COLUMNS; ++j) *(V *)(c + r * ldc + LANES * j) = sum[r][j];
 }
 
 // What one product takes from L1 at a time: rows of B, and its columns.
@@ -88,15 +96,12 @@ constexpr int64_t DEPTH = 64, PANEL = 64;
 template <bool BF16>
 void columns(int64_t width, int64_t k, const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, float *c,
              int64_t ldc, bool add) {
-    if (width == 64) {
-        block<BF16, 4>(k, a, ai, ak, b, ldb, c, ldc, add);
-    } else if (width == 48) {
-        block<BF16, 3>(k, a, ai, ak, b, ldb, c, ldc, add);
-    } else if (width == 32) {
-        block<BF16, 2>(k, a, ai, ak, b, ldb, c, ldc, add);
-    } else {
-        block<BF16, 1>(k, a, ai, ak, b, ldb, c, ldc, add);
-    }
+    constexpr int64_t WIDE = MOST_COLUMNS * LANES;
+    for (; width >= WIDE; width -= WIDE, b += WIDE, c += WIDE)
+        block<BF16, MOST_COLUMNS>(k, a, ai, ak, b, ldb, c, ldc, add);
+    if (width == 3 * LANES) block<BF16, 3>(k, a, ai, ak, b, ldb, c, ldc, add);
+    if (width == 2 * LANES) block<BF16, 2>(k, a, ai, ak, b, ldb, c, ldc, add);
+    if (width == LANES) block<BF16, 1>(k, a, ai, ak, b, ldb, c, ldc, add);
 }
 
 template <bool BF16>
