@@ -91,23 +91,36 @@ struct Layer {
     memory::desc bias_desc() const { return bias ? memory::desc({w[0]}, f32, Tag::a) : memory::desc(); }
 };
 
+// What a primitive works in is ours: oneDNN's own belongs to the thread that made the primitive, and MindSpore runs an
+// operator on any of its threads.
+dnnl::primitive_attr attributes() {
+    dnnl::primitive_attr found;
+    found.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    return found;
+}
+constexpr size_t WORK = 6;  // its slot; the ports' come before
+
+memory work(const memory::desc &desc) { return memory(desc, machine().engine, scratch(WORK, desc.get_size())); }
+
 dnnl::convolution_forward::primitive_desc conv_forward(const Layer &l, memory::data_type out) {
     const auto t = l.inner;
     return {machine().engine, dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, any(l.x, t),
-            any(l.w, t), l.bias_desc(), any(l.y, out), l.strides, l.low, l.high};
+            any(l.w, t), l.bias_desc(), any(l.y, out), l.strides, l.low, l.high, attributes()};
 }
 
 dnnl::inner_product_forward::primitive_desc dense_forward(const Layer &l, memory::data_type out) {
     const auto t = l.inner;
     return {machine().engine, dnnl::prop_kind::forward_training, any(l.x, t), any(l.w, t), l.bias_desc(),
-            any(l.y, out)};
+            any(l.y, out), attributes()};
 }
 
 struct Forward {
     dnnl::primitive primitive;
+    memory::desc within;
     std::optional<Port> x, w, y;
     template <class Desc> void build(const Layer &l, const Desc &pd) {
         primitive = dnnl::primitive(pd);
+        within = pd.scratchpad_desc();
         x.emplace(memory::desc(l.x, f32, l.tag_x()), pd.src_desc(), 0, false);
         w.emplace(memory::desc(l.w, f32, l.tag_w()), pd.weights_desc(), 1, false);
         y.emplace(memory::desc(l.y, f32, l.tag_x()), pd.dst_desc(), 2, true);
@@ -122,7 +135,8 @@ struct Forward {
     void run(const Layer &l, void *px, void *pw, void *pb, void *py) const {
         auto &m = machine();
         memory mx = x->enter(px), mw = w->enter(pw), my = y->target(py);
-        std::unordered_map<int, memory> args{{DNNL_ARG_SRC, mx}, {DNNL_ARG_WEIGHTS, mw}, {DNNL_ARG_DST, my}};
+        std::unordered_map<int, memory> args{
+            {DNNL_ARG_SRC, mx}, {DNNL_ARG_WEIGHTS, mw}, {DNNL_ARG_DST, my}, {DNNL_ARG_SCRATCHPAD, work(within)}};
         if (l.bias) args.emplace(DNNL_ARG_BIAS, memory(l.bias_desc(), m.engine, pb));
         primitive.execute(m.stream, args);
         y->leave(my, py);
@@ -131,12 +145,15 @@ struct Forward {
 
 struct Backward {
     dnnl::primitive data, weights;
+    memory::desc within_data, within_weights;
     std::optional<Port> w, dy_data, dx, x, dy_weights, dw;
     template <class DataDesc, class WeightsDesc>
     void build(const Layer &l, const DataDesc &d, const WeightsDesc &p) {
         const memory::desc outer_x(l.x, f32, l.tag_x()), outer_w(l.w, f32, l.tag_w()), outer_y(l.y, f32, l.tag_x());
         data = dnnl::primitive(d);
         weights = dnnl::primitive(p);
+        within_data = d.scratchpad_desc();
+        within_weights = p.scratchpad_desc();
         w.emplace(outer_w, d.weights_desc(), 0, false);
         dy_data.emplace(outer_y, d.diff_dst_desc(), 1, false);
         dx.emplace(outer_x, d.diff_src_desc(), 2, true);
@@ -155,29 +172,37 @@ struct Backward {
             const auto direct = dnnl::algorithm::convolution_direct;
             build(l,
                   dnnl::convolution_backward_data::primitive_desc(engine, direct, any(l.x, f32), any(l.w, t),
-                                                                  any(l.y, t), l.strides, l.low, l.high, hint),
+                                                                  any(l.y, t), l.strides, l.low, l.high, hint,
+                                                                  attributes()),
                   dnnl::convolution_backward_weights::primitive_desc(engine, direct, any(l.x, t), any(l.w, f32),
                                                                      l.bias_desc(), any(l.y, t), l.strides, l.low,
-                                                                     l.high, hint));
+                                                                     l.high, hint, attributes()));
         } else {
             const auto hint = dense_forward(l, t);
             build(l,
                   dnnl::inner_product_backward_data::primitive_desc(engine, any(l.x, f32), any(l.w, t), any(l.y, t),
-                                                                    hint),
+                                                                    hint, attributes()),
                   dnnl::inner_product_backward_weights::primitive_desc(engine, any(l.x, t), any(l.w, f32),
-                                                                       l.bias_desc(), any(l.y, t), hint));
+                                                                       l.bias_desc(), any(l.y, t), hint,
+                                                                       attributes()));
         }
     }
     void run(const Layer &l, void *px, void *pw, void *pdy, void *pdx, void *pdw, void *pdb) const {
         auto &m = machine();
         memory mdy = dy_data->enter(pdy);
         memory mw = w->enter(pw), mdx = dx->target(pdx);
-        data.execute(m.stream, {{DNNL_ARG_WEIGHTS, mw}, {DNNL_ARG_DIFF_DST, mdy}, {DNNL_ARG_DIFF_SRC, mdx}});
+        data.execute(m.stream, {{DNNL_ARG_WEIGHTS, mw},
+                                {DNNL_ARG_DIFF_DST, mdy},
+                                {DNNL_ARG_DIFF_SRC, mdx},
+                                {DNNL_ARG_SCRATCHPAD, work(within_data)}});
         dx->leave(mdx, pdx);
         memory mx = x->enter(px), mdw = dw->target(pdw);
         memory mdy2 = same_dy ? mdy : dy_weights->enter(pdy);
         std::unordered_map<int, memory> args{
-            {DNNL_ARG_SRC, mx}, {DNNL_ARG_DIFF_DST, mdy2}, {DNNL_ARG_DIFF_WEIGHTS, mdw}};
+            {DNNL_ARG_SRC, mx},
+            {DNNL_ARG_DIFF_DST, mdy2},
+            {DNNL_ARG_DIFF_WEIGHTS, mdw},
+            {DNNL_ARG_SCRATCHPAD, work(within_weights)}};
         if (l.bias) args.emplace(DNNL_ARG_DIFF_BIAS, memory(l.bias_desc(), m.engine, pdb));
         weights.execute(m.stream, args);
         dw->leave(mdw, pdw);
