@@ -90,13 +90,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "mindpangu"
 
 
-def _has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware."""
+def _cpu_has(*flags: str) -> bool:
+    """Whether the CPU says so."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-    return "avx512_bf16" in text
+    return all(flag in text for flag in flags)
+
+
+def cpu_precisions() -> tuple[str, ...]:
+    """What this CPU has of PRECISIONS: oneDNN multiplies bfloat16 in hardware, or by AVX512's other products."""
+    with_bf16 = _cpu_has("avx512bw", "avx512vl", "avx512dq")
+    return tuple(one for one in PRECISIONS if one != "bf16" or with_bf16)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -109,10 +115,13 @@ def cpu_operators() -> str:
     """Which CPU operators are asked for: "bf16", "fp32" or "off".
 
     Raises:
-        UserError: the environment says something else.
+        UserError: the environment says something else, or what this CPU cannot do.
     """
     prepare_environment()
-    return _one_of(CPU_OPERATORS, os.environ[CPU_OPERATORS], PRECISIONS)
+    found = _one_of(CPU_OPERATORS, os.environ[CPU_OPERATORS], PRECISIONS)
+    if found not in cpu_precisions():
+        raise UserError(f"{CPU_OPERATORS}=bf16: this CPU lacks AVX512, which bf16 needs in oneDNN; use fp32 or off")
+    return found
 
 
 def ascend_attention() -> str:
@@ -205,7 +214,7 @@ def prepare_environment() -> None:
     # Our operators' threads wait awake for some microseconds only: a long spin takes the cores from MindSpore's own
     # threads and from every other process, and waking a sleeper for each operator costs a fifth of a training step.
     _settings.append(_default("GOMP_SPINCOUNT", "10000"))
-    _settings.append(_default(CPU_OPERATORS, "bf16" if _has_bf16() else "fp32"))
+    _settings.append(_default(CPU_OPERATORS, "bf16" if _cpu_has("avx512_bf16") else "fp32"))
     _settings.append(_default("GLOG_v", "3"))  # errors only
     # Plugins of other devices complain when they do not load; `mindpangu doctor` names what is missing instead.
     _settings.append(_default("GLOG_logtostderr", "1"))

@@ -67,6 +67,17 @@ def test_graphs_are_compiled_at_a_level_that_is_stated(monkeypatch, chip, level)
         runtime.jit_level()
 
 
+def test_products_in_bf16_are_refused_where_the_cpu_has_none(monkeypatch):
+    """oneDNN would fail in the first operator; fp32 and off are everywhere."""
+    monkeypatch.setenv(runtime.CPU_OPERATORS, "bf16")
+    monkeypatch.setattr(runtime, "_cpu_has", lambda *flags: False)
+    assert runtime.cpu_precisions() == ("fp32", "off")
+    with pytest.raises(UserError, match=r"bf16: this CPU lacks AVX512.*use fp32 or off"):
+        runtime.cpu_operators()
+    monkeypatch.setattr(runtime, "_cpu_has", lambda *flags: True)
+    assert runtime.cpu_operators() == "bf16"
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(UserError, match="allowed: auto, CPU, Ascend"):
         runtime.start("GPU")

@@ -24,10 +24,9 @@ class Contender:
     left_out: Optional[str] = None
 
 
+OURS = {"bf16": "mindpangu bf16", "fp32": "mindpangu fp32", "off": "plain MindSpore"}
 CONTENDERS = {
-    "mindpangu bf16": Contender(True, "bf16"),
-    "mindpangu fp32": Contender(True, "fp32"),
-    "plain MindSpore": Contender(True, "off"),
+    **{OURS[setting]: Contender(True, setting) for setting in runtime.cpu_precisions()},
     "PyTorch fp32": Contender(False, ""),
     "PyTorch bf16": Contender(False, "fast"),
     "PyTorch bf16 compiled": Contender(False, "fast compiled"),

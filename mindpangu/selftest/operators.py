@@ -236,7 +236,7 @@ def checks() -> Iterator[Check]:
     on_cpu = runtime.start() == "CPU"
     own = runtime.cpu_operators() if on_cpu else ""
     variable, back_ends = (
-        (runtime.CPU_OPERATORS, runtime.PRECISIONS) if on_cpu else (runtime.ASCEND_ATTENTION, runtime.ATTENTIONS)
+        (runtime.CPU_OPERATORS, runtime.cpu_precisions()) if on_cpu else (runtime.ASCEND_ATTENTION, runtime.ATTENTIONS)
     )
     for dtype in dict.fromkeys(("fp32", runtime.compute_dtype())):
         for back_end in back_ends:
