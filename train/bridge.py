@@ -21,6 +21,7 @@ from mindpangu.models.vae import AutoencoderKL
 from mindpangu.spec import BridgeSpec
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.loop import Task
+from mindpangu.train.rows import ALL, Rows
 
 ENCODE_BATCH = 16
 BLURRED = 0.5  # share of the pictures
@@ -89,9 +90,10 @@ class TrainBridge(Task):
         """Take the first weights from a bridge.safetensors."""
         load_into(self.net.trainable_params(), prefixed(load_tensors(path), "net."), str(path))
 
-    def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
+    def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
         """Pairs at random."""
-        chosen = np.random.default_rng([self.seed, nimg, Stream.SCENES]).integers(self.task.scenes, size=count)
+        rows = Rows(self.seed, nimg, count, part)
+        chosen = [int(rng.integers(self.task.scenes)) for rng in rows.each(Stream.PICTURE)]
         return tuple(self.pairs[name][chosen].astype(np.float32) for name in ("source", "target"))
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:

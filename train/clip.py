@@ -27,6 +27,7 @@ from mindpangu.text.vocabulary import FILE as VOCABULARY
 from mindpangu.text.vocabulary import directions, words_and_pieces
 from mindpangu.train.config import ClipConfig, TrainConfig
 from mindpangu.train.loop import Task
+from mindpangu.train.rows import ALL
 from mindpangu.train.state import states
 from mindpangu.train.teacher import WIDTH, features, free_texts, token_vectors
 
@@ -173,8 +174,12 @@ class TrainClip(Task):
         """Not offered. Raises: UserError."""
         raise UserError(f"load_checkpoint {path}: text encoders are trained from nothing; leave the key out")
 
-    def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """Pictures, ids of their captions, English ones first, and of free texts, and the teacher's features."""
+    def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
+        """Pictures, ids of their captions, English ones first, and of free texts, and the teacher's features.
+
+        All of them, since each is compared with all others.
+        """
+        assert part in (ALL, slice(0, count)), "one process trains text encoders (see run)"
         rng = np.random.default_rng([self.seed, nimg, Stream.SCENES])
         numbers = self._chosen(rng, count)
         scenes = [self._scene(i) for i in numbers]

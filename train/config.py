@@ -246,8 +246,10 @@ class DiffusionConfig:
     latent cache; their captions are drawn afresh each time. `encoded`: in place of both, a folder that `mindpangu data
     encode` made with the same parts; `prior`: beside it, another. `crop_share`: share of the batches that are cut to
     windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
-    `caption_dropout`: share of empty captions, for classifier-free guidance. `t_sampling`: t is uniform in its range,
-    or the sigmoid of a Gaussian stretched over it (arXiv 2403.03206, section 3.1).
+    `text_before`: the folder of the text encoders that the net of `load_checkpoint` knows, where those of `text` are
+    others; its weights are changed so that it understands them from the first step on. `caption_dropout`: share of
+    empty captions, for classifier-free guidance. `t_sampling`: t is uniform in its range, or the sigmoid of a Gaussian
+    stretched over it (arXiv 2403.03206, section 3.1).
     """
 
     unet: UNetSpec
@@ -257,6 +259,7 @@ class DiffusionConfig:
     encoded: Optional[Path] = None
     prior: Optional[PriorConfig] = None
     text: Optional[Path] = None
+    text_before: Optional[Path] = None
     size_dim: int = 0
     control: Optional[ControlNetConfig] = None
     lora: Optional[LoRAConfig] = None
@@ -278,6 +281,8 @@ class DiffusionConfig:
             raise ValueError(f"scenes {self.scenes} and encoded {self.encoded}: one of them is needed")
         if self.encoded is not None and self.text is None:
             raise ValueError("encoded: encoded data has words, and text says which text encoders made their features")
+        if self.text_before is not None and (self.text is None or self.encoded is not None or self.lora is not None):
+            raise ValueError("text_before: it stands beside text and data, for all the weights of a net; leave it out")
         if self.prior is not None and self.encoded is None:
             raise ValueError("prior: it stands beside encoded data, and there is none")
         if self.lora is not None and self.lora.changes_text_encoders and self.text is None:

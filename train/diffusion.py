@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +33,11 @@ from mindpangu.models.unet import UNet
 from mindpangu.spec import TEXT_ENCODERS, TextSpec
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
+from mindpangu.train.rows import ALL, Rows
+from mindpangu.train.text_swap import TextMap, Words, plain_captions
 
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
+SWAP_CAPTIONS = 8192  # to which the map from new text encoders to old ones is fitted
 BINS, MEASURED = 16, 64  # noise levels at which the loss is measured, and scenes over which
 
 Net = TypeVar("Net", bound=nn.Cell)
@@ -159,23 +163,45 @@ class TrainDiffusion:
     def start_from(self, path: Path) -> None:
         """Take the first weights, or with `lora` those that stay, from a unet.safetensors."""
         weights = load_tensors(path)
+        if self.task.text_before is not None:
+            weights = self._for_new_words(weights, self.task.text_before)
         load_into(_whole(self.loss_net.unet), prefixed(weights, "unet."), str(path))
         if self.task.lora is not None:
             load_into(_whole(self._shown), weights, str(path))
 
-    def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """Latents of one size, noise, and what conditions the nets; some batches are cut to windows."""
-        rng = np.random.default_rng([self.seed, nimg, Stream.DIFFUSION])
-        latents, cond = self.pick(rng, nimg, count)
-        if rng.random() < self.task.crop_share:
-            latents = self._windows(latents, rng)
-        first, last = self.t_range
-        share = rng.uniform(size=count)
-        if self.task.t_sampling == "logit_normal":
-            share = 1 / (1 + np.exp(-rng.standard_normal(count)))
-        return self.noised(
-            latents, rng.standard_normal(latents.shape, np.float32), first + (last - first) * share, cond
+    def _for_new_words(self, weights: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+        """The weights of a net that knows the text encoders of `folder`, for those of the task."""
+        assert self.conditioner is not None
+        old = load_conditioner(folder, TEXT_ENCODERS, self.task.size_dim)
+        found = TextMap.fit(
+            Words(old, load_tokenizers(folder, TEXT_ENCODERS), self.task.size_dim),
+            Words(self.conditioner, self.tokenizers, self.task.size_dim),
+            ["", *plain_captions(self.examples, SWAP_CAPTIONS)],
         )
+        tokens, pooled = found.explained
+        print(
+            f"mindpangu: {tokens:.0%} of {folder}'s features of tokens are mapped, {pooled:.0%} of pooled ones",
+            file=sys.stderr,
+        )
+        return found.folded(weights)
+
+    def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
+        """Latents of one size, noise, and what conditions the nets; some batches are cut to windows."""
+        rows = Rows(self.seed, nimg, count, part)
+        common, each = rows.common(Stream.DIFFUSION), rows.each(Stream.PICTURE)
+        latents, cond = self.pick(rows, common, each)
+        if common.random() < self.task.crop_share:
+            latents = self._windows(latents, each)
+        first, last = self.t_range
+        t = np.array([first + (last - first) * self._share(rng) for rng in each])
+        noise = np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in each])
+        return self.noised(latents, noise, t, cond)
+
+    def _share(self, rng: np.random.Generator) -> float:
+        """Where in its range t is, 0 to 1."""
+        if self.task.t_sampling == "logit_normal":
+            return float(1 / (1 + np.exp(-rng.standard_normal())))
+        return rng.random()
 
     @property
     def t_range(self) -> tuple[int, int]:
@@ -226,12 +252,17 @@ class TrainDiffusion:
             found[split] = latents, cond
         return found
 
-    def pick(self, rng: np.random.Generator, nimg: int, count: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Latents (count, C, h, w) of one size, float32, and what conditions the nets on them."""
+    def pick(
+        self, rows: Rows, common: np.random.Generator, each: Sequence[np.random.Generator]
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Latents (N, C, h, w) of one size, float32, and what conditions the nets on them, for the N `rows`.
+
+        `common` draws what the whole batch shares, `each` what its rows have of their own.
+        """
         shares = np.array([len(b.scenes) for b in self.buckets], np.float64)
-        bucket = self.buckets[int(rng.choice(len(self.buckets), p=shares / shares.sum()))]
-        chosen = rng.integers(len(bucket.scenes), size=count)
-        return bucket.latents[chosen].astype(np.float32), self.cond(bucket, bucket.scenes[chosen], nimg)
+        bucket = self.buckets[int(common.choice(len(self.buckets), p=shares / shares.sum()))]
+        chosen = [int(rng.integers(len(bucket.scenes))) for rng in each]
+        return bucket.latents[chosen].astype(np.float32), self.cond(bucket, bucket.scenes[chosen], rows.numbers.start)
 
     def cond(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
         """Captions of the scenes, drawn afresh, and the index of their size; nothing where there are no words."""
@@ -241,10 +272,10 @@ class TrainDiffusion:
         size_index = np.full((len(scenes), 1), self.task.sizes.index(bucket.size), np.float32)
         return (*(tokenizer(prompts) for tokenizer in self.tokenizers), size_index)
 
-    def _windows(self, latents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _windows(self, latents: np.ndarray, each: Sequence[np.random.Generator]) -> np.ndarray:
         side, (height, width) = self.task.crop_latents, latents.shape[2:]
-        tops = rng.integers(height - side + 1, size=len(latents))
-        lefts = rng.integers(width - side + 1, size=len(latents))
+        tops = [int(rng.integers(height - side + 1)) for rng in each]
+        lefts = [int(rng.integers(width - side + 1)) for rng in each]
         return np.stack([z[:, y : y + side, x : x + side] for z, y, x in zip(latents, tops, lefts)])
 
     def _prompt(self, scene: int, index: int) -> str:

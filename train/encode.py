@@ -1,8 +1,8 @@
 """`mindpangu data encode`: pictures and captions of shards as the latents and features that a generator trains on.
 
 One file for each shard. Its sidecar says by which encoder it was made, and of which content: what is of another one is
-made again. A training refuses files of another encoder, and reads those of the last run alone.
-
+made again. A training refuses files of another encoder, and reads those of the last run alone, whose pictures the
+sidecar of `empty.safetensors` counts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import Tensor, mutable
 from PIL import Image, ImageOps
+from safetensors import safe_open
 
 from mindpangu import zoo
 from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, verify, write_atomically
@@ -182,21 +183,29 @@ def encode(
         progress(1)
     totals["bad"] = len(bad)
     files = sorted(f"{path.stem}.safetensors" for path in shards)
-    if not (out / EMPTY).exists() or _said(out / EMPTY) != (encoder.key, files):
+    pictures = {name: _pictures(out / name) for name in files}
+    if not (out / EMPTY).exists() or _said(out / EMPTY) != (encoder.key, pictures):
         cond = {size: encoder.features([""], size) for size in config.used}
         tensors = {
             f"{size}.{name}": one for size, pair in cond.items() for name, one in zip(("context", "vector"), pair)
         }
-        save_checkpoint(out / EMPTY, tensors, {"key": encoder.key, "files": files})
+        save_checkpoint(out / EMPTY, tensors, {"key": encoder.key, "pictures": pictures})
     write_atomically(out / BAD, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad).encode())
     check_share(totals["used"] + totals["small"], len(bad), config.max_bad_share, out / BAD)
     return totals
 
 
 def _said(empty: Path) -> tuple[Any, Any]:
-    """By which encoder, and of which files the folder's data are."""
+    """By which encoder, of which files and of how many pictures the folder's data are."""
     card = read_card(empty)
-    return card.get("key"), card.get("files")
+    return card.get("key"), card.get("pictures")
+
+
+def _pictures(path: Path) -> dict[str, int]:
+    """How many pictures of each size a file holds."""
+    with safe_open(path, "numpy") as file:
+        names = [name for name in file.keys() if name.endswith(".latents")]  # noqa: SIM118 - not a dictionary
+        return {name.partition(".")[0]: file.get_slice(name).get_shape()[0] for name in names}
 
 
 def _card_if_done(target: Path, made_by: dict[str, object]) -> Optional[dict[str, Any]]:

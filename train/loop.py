@@ -21,12 +21,13 @@ from mindpangu.config import dump
 from mindpangu.errors import UserError
 from mindpangu.parallel.ranks import ALONE, Ranks
 from mindpangu.train.config import ScaleSenseConfig, TrainConfig
+from mindpangu.train.rows import ALL
 from mindpangu.train.schedule import coefficients, learning_rate
-from mindpangu.train.state import Average, State, load_state, save_state
+from mindpangu.train.state import State, average_share, load_state, save_state
 from mindpangu.train.stats import Record
 from mindpangu.train.step import LOSS_SCALE, TrainStep
 
-EMA_EVERY = 8  # steps between updates of the average: it is a host copy, and exact at this spacing
+EMA_EVERY = 8  # steps between updates of the average, which is exact at this spacing
 
 
 class Task(Protocol):
@@ -37,8 +38,11 @@ class Task(Protocol):
     def start_from(self, path: Path) -> None:
         """Take the first weights from a checkpoint that `export` wrote."""
 
-    def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
-        """The inputs of `loss_net` for images nimg … nimg + count; a function of these and the seed alone."""
+    def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
+        """The inputs of `loss_net` for images nimg … nimg + count, or rows `part` of them alone, which are the same.
+
+        A function of these and the seed. An array has a row for each image.
+        """
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Write a picture of what the net can do to `path`."""
@@ -178,8 +182,7 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
     sense, step = loss_scaling(config), make_step(task, config, ranks)
-    average = Average(list(step.weights), config.ema_half_life_images)
-    resumed = load_state(folder, step, average, config) if config.resume_training else None
+    resumed = load_state(folder, step, config) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
     record = Record(folder, state.nimg, config.callbacks.tensorboard) if ranks.first else None
     meter, due = Meter(state.nimg), False
@@ -189,12 +192,13 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
         return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
 
     with ThreadPoolExecutor(1) as pool, record or nullcontext():
-        upcoming = pool.submit(task.batch, state.nimg, batch_size)
+        mine = ranks.part(batch_size)
+        upcoming = pool.submit(task.batch, state.nimg, batch_size, mine)
         while state.nimg < end:
             # Gradients and step, while the next batch is made.
             with meter.waiting():
-                batch = ranks.part(upcoming.result())
-            upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size)
+                batch = upcoming.result()
+            upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size, mine)
             lr = learning_rate(config.lr_schedule, state.nimg, total)
             loss, norm = whole_step(step, coefficients(config.optimizer, lr, state.step + 1, state.loss_scale), batch)
             state.count(batch_size, math.isfinite(norm), sense)
@@ -204,13 +208,15 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
             elif state.in_a_row > config.runner_wrapper.max_skips:
                 stop_at(state, batch, config, ranks)
             # Average.
-            if ranks.first and state.taken and state.step % EMA_EVERY == 0:
-                average.update(EMA_EVERY * batch_size, state.nimg)
+            if state.taken and state.step % EMA_EVERY == 0:
+                step.average(Tensor(average_share(config.ema_half_life_images, EMA_EVERY * batch_size, state.nimg)))
             # Status, samples, checkpoint.
-            measured = record is not None and state.taken and passed(config.callbacks.noise_level_images)
+            measured = state.taken and passed(config.callbacks.noise_level_images)
+            shown = passed(config.callbacks.sample_images)
+            average = step.whole_average() if (measured or shown) and (ranks.first or step.shared) else {}
             if record is not None and (measured or passed(config.callbacks.log_images)):
                 line = meter.line(state, lr, norm)
-                record.line({**line, "by_noise_level": task.by_noise_level(average.values)} if measured else line)
+                record.line({**line, "by_noise_level": task.by_noise_level(average)} if measured else line)
                 bar.set_postfix(loss=line["loss"], skipped=state.skipped)
             due = due or passed(config.callbacks.checkpoint_images)
             if due and (state.taken or state.nimg >= end):
@@ -218,15 +224,16 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
                 whole = step.whole_state() if ranks.first or step.shared else {}
                 if ranks.first:
                     kept = config.callbacks.keep_checkpoint_max
-                    save_state(folder, state, whole, average, card(state, config), kept)
-            if record is not None and passed(config.callbacks.sample_images):
+                    save_state(folder, state, whole, card(state, config), kept)
+            if record is not None and shown:
                 picture = folder / f"samples-{state.nimg:08d}.png"
-                task.samples(average.values, picture)
+                task.samples(average, picture)
                 record.samples(picture, state.nimg)
         upcoming.cancel()
     bar.close()
-    if not ranks.first:
-        return state
-    average.update(state.step % EMA_EVERY * batch_size, state.nimg)  # what was trained since it was last moved
-    task.export(average.values, folder, card(state, config))
+    # What was trained since the average last moved.
+    step.average(Tensor(average_share(config.ema_half_life_images, state.step % EMA_EVERY * batch_size, state.nimg)))
+    average = step.whole_average() if ranks.first or step.shared else {}
+    if ranks.first:
+        task.export(average, folder, card(state, config))
     return state

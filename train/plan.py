@@ -19,14 +19,14 @@ from mindpangu.train.regimes import Histogram, Regime, Stage, histogram_of, wide
 
 GIB = 2**30
 SINGLE = 4  # bytes
-MOMENTS = 2
+KEPT = 3  # numbers a weight: AdamW's two moments and the average
 BACKWARD = 2  # times the forward pass's FLOPs, for the gradients of inputs and of weights
 
 ASSUMPTIONS = (
     "FLOPs are those of matrix products; the backward pass takes twice the forward's, recomputing once more",
     "latents and text features are made beforehand (the autoencoder and the text encoders cost nothing here)",
-    "weights, gradients, AdamW's two moments and activations in fp32, as our trainer has them, products in 16 bits",
-    "the average of the weights is the host's; gradient_accumulation_steps takes the gradients once more",
+    "weights, gradients, AdamW's two moments, the average of the weights and activations in fp32, as our trainer has "
+    "them, products in 16 bits; gradient_accumulation_steps takes the gradients once more",
     "the pipeline's schedule is 1F1B; sending between devices takes no time that is not in the utilisation",
 )
 
@@ -173,7 +173,7 @@ def memory_of(pieces: Sequence[Sequence[Layer]], held: int, cluster: ClusterConf
     kept: float = sum(written) * held
     if cluster.recompute_config.recompute:
         kept = sum(piece[0].read for piece in pieces) * held + max(written)
-    return Memory(SINGLE * parameters, SINGLE * parameters, SINGLE * MOMENTS / copies * parameters, SINGLE * kept)
+    return Memory(SINGLE * parameters, SINGLE * parameters, SINGLE * KEPT / copies * parameters, SINGLE * kept)
 
 
 def plan(regime: Regime, histogram: Histogram, model: ModelSpec, cluster: ClusterConfig) -> Plan:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from mindspore import Parameter
 
 from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, sidecar, verify
 from mindpangu.config import parse
@@ -19,7 +18,7 @@ from mindpangu.train.config import ScaleSenseConfig, TrainConfig
 from mindpangu.train.step import TrainStep
 
 PATTERN = "state-*.safetensors"
-AVERAGE, PROGRESS = "average.", "progress"
+PROGRESS = "progress"
 FIXED = (
     "data", "vae", "clip", "bridge", "diffusion", "load_checkpoint", "context.seed", "runner_config.batch_size",
     "optimizer.type",
@@ -63,20 +62,12 @@ class State:
             self.loss_scale, self.steady = self.loss_scale * sense.scale_factor, 0
 
 
-class Average:
-    """Exponential moving average of the weights, with a half-life in images."""
+def average_share(half_life: int, images: int, nimg: int) -> np.float32:
+    """How far an average with this half-life, in images, goes towards weights that have seen `images` more, `nimg` now.
 
-    def __init__(self, parameters: list[Parameter], half_life: int) -> None:
-        self.parameters, self.half_life = parameters, half_life
-        self.values = {p.name: p.asnumpy().copy() for p in parameters}
-
-    def update(self, images: int, nimg: int) -> None:
-        """Move towards the present weights by what `images` more of them are worth; shorter at the start of a run."""
-        half_life = min(self.half_life, max(1, nimg // 4))
-        share = np.float32(1 - 0.5 ** (images / half_life))
-        for p in self.parameters:
-            value = self.values[p.name]
-            value += share * (p.asnumpy() - value)
+    The half-life is shorter at the start of a run.
+    """
+    return np.float32(1 - 0.5 ** (images / min(half_life, max(1, nimg // 4))))
 
 
 def states(folder: Path) -> list[Path]:
@@ -88,18 +79,15 @@ def save_state(
     folder: Path,
     state: State,
     whole: Mapping[str, np.ndarray],
-    average: Average,
     card: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write weights and moments (`whole`), average and counters, read them back, then forget all but the newest `keep`.
+    """Write weights, moments and averages (`whole`) and counters, read back, then forget all but the newest `keep`.
 
     Raises:
         UserError: it cannot be written, or what was read back is not what was written; the older states are there.
     """
-    tensors = dict(whole)
-    tensors.update({f"{AVERAGE}{name}": value for name, value in average.values.items()})
-    tensors[PROGRESS] = np.array(astuple(state), np.float64)
+    tensors = {**whole, PROGRESS: np.array(astuple(state), np.float64)}
     path = folder / f"state-{state.nimg:012d}.safetensors"
     save_checkpoint(path, tensors, {**card, **vars(state)})
     verify(path)
@@ -110,7 +98,7 @@ def save_state(
             other.unlink()
 
 
-def load_state(folder: Path, step: TrainStep, average: Average, config: TrainConfig) -> Optional[State]:
+def load_state(folder: Path, step: TrainStep, config: TrainConfig) -> Optional[State]:
     """Continue from the newest whole state in `folder`, bit for bit; None where there is none.
 
     Raises:
@@ -125,7 +113,7 @@ def load_state(folder: Path, step: TrainStep, average: Average, config: TrainCon
             print(f"{error}; going on from an older one", file=sys.stderr)
             continue
         _check_settings(path, card, config)
-        return _loaded(path, step, average)
+        return _loaded(path, step)
     if damaged:
         raise UserError(
             f"{folder}: none of its {len(damaged)} states is whole; fetch one again, or delete them to begin anew"
@@ -153,17 +141,13 @@ def _check_settings(path: Path, card: Mapping[str, Any], config: TrainConfig) ->
         )
 
 
-def _loaded(path: Path, step: TrainStep, average: Average) -> State:
+def _loaded(path: Path, step: TrainStep) -> State:
     tensors = load_tensors(path)
     progress = tensors.pop(PROGRESS, np.zeros(0))
     kinds = [type(value) for value in astuple(State())]
     if len(progress) != len(kinds):
         raise UserError(f"{path}: written by another version; begin in a new output_dir, with load_checkpoint")
-    averaged = {
-        name[len(AVERAGE) :]: tensors.pop(name) for name in [name for name in tensors if name.startswith(AVERAGE)]
-    }
-    for name in step.moments_elsewhere():
+    for name in step.elsewhere():
         tensors.pop(name, None)
     load_into(step.state, tensors, str(path))
-    average.values = {name: value.copy() for name, value in averaged.items()}
     return State(*(kind(value) for kind, value in zip(kinds, progress.tolist())))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as mops
@@ -10,12 +12,13 @@ from mindpangu import ops
 from mindpangu.parallel.ranks import ALONE, Ranks, by_owner
 from mindpangu.train.schedule import ADAMW, LOSS_SCALE, MAX_NORM, MUON
 
-MOMENTS = ("moment1", "moment2")  # what a moment's name begins with
+MOMENTS, AVERAGE = ("moment1", "moment2"), "average"  # what their names begin with
+BUCKETS = 4  # sums over ranks a step
 
 _add_to = mops.MultitypeFuncGraph("add_to")
 _take = mops.MultitypeFuncGraph("take")
-_mean = mops.MultitypeFuncGraph("mean_over_ranks")
 _put = mops.MultitypeFuncGraph("put")
+_move = mops.MultitypeFuncGraph("move")
 _map = mops.HyperMap()
 
 
@@ -31,14 +34,14 @@ def _take_of_tensor(parts, total, gradient):
     return mops.depend(mean, mops.assign(total, mops.zeros_like(mops.depend(total, mean))))
 
 
-@_mean.register("Function", "Number", "Tensor")
-def _mean_of_tensor(sum_over_ranks, ranks, gradient):
-    return sum_over_ranks(gradient) / ranks
-
-
 @_put.register("Tensor", "Tensor")
 def _put_tensor(weight, value):
     return mops.assign(weight, value)
+
+
+@_move.register("Tensor", "Tensor", "Tensor")
+def _move_tensor(share, average, weight):
+    return mops.assign(average, average + share * (weight - average))
 
 
 class TrainStep:
@@ -49,7 +52,7 @@ class TrainStep:
     the loss times the loss scale, which is taken out again; where their norm is not finite, nothing is updated.
 
     With several `ranks` each works on its part of the batch, and loss and gradients are averaged over all. With `share`
-    each keeps the moments of some weights alone, steps those, and sends them to the others (see `parallel.sharding`).
+    each keeps the moments and the average of some weights alone, steps those, and sends them to the others.
     With several `parts`, `add` is called for all parts of a batch but the last, which completes the step.
     """
 
@@ -73,6 +76,8 @@ class TrainStep:
         # Processes that share update by graphs of their own; in one graph with that their averaging would lose step.
         self._whole = None if sharers > 1 else _Whole(averaged, self.update)
         self.averaged = averaged
+        mine = [*self.weights[self.update.own_vectors], *self.weights[self.update.own_matrices]]
+        self.average = Average(ParameterTuple(mine))
         if parts > 1:
             self.add = Addition(averaged)
 
@@ -93,24 +98,37 @@ class TrainStep:
 
     @property
     def state(self) -> list[Parameter]:
-        """What a checkpoint has to hold of this process: weights and its moments."""
-        return [*self.weights, *self.update.moment1, *self.update.moment2]
+        """What a checkpoint has to hold of this process: weights, its moments and its averages."""
+        return [*self.weights, *self.update.moment1, *self.update.moment2, *self.average.values]
 
-    def moments_elsewhere(self) -> set[str]:
-        """Names of the moments that other processes keep."""
-        of_all = [f"{MOMENTS[0]}.{p.name}" for p in self.weights]
+    def elsewhere(self) -> set[str]:
+        """Names of the moments and averages that other processes keep."""
+        of_all = [f"{prefix}.{p.name}" for prefix in (MOMENTS[0], AVERAGE) for p in self.weights]
         of_all += [f"{MOMENTS[1]}.{p.name}" for p in self.weights[: self.vectors]]
         return set(of_all) - {p.name for p in self.state}
 
     def whole_state(self) -> dict[str, np.ndarray]:
-        """Weights and all moments. Where they are shared all processes must ask at once: each sends what it keeps."""
-        found = {p.name: p.asnumpy() for p in self.state}
+        """Weights, all moments and all averages, as `whole_average` has them."""
+        found = {p.name: p.asnumpy() for p in self.weights}
+        for prefix, kept in (*zip(MOMENTS, (self.update.moment1, self.update.moment2)), (AVERAGE, self.average.values)):
+            found.update(self._whole_of(prefix, kept))
+        return found
+
+    def whole_average(self) -> dict[str, np.ndarray]:
+        """The average of each weight, by the weight's name.
+
+        Where averages are shared all processes must ask at once: each sends what it keeps.
+        """
+        found = self._whole_of(AVERAGE, self.average.values)
+        return {name[len(AVERAGE) + 1 :]: value for name, value in found.items()}
+
+    def _whole_of(self, prefix: str, kept: ParameterTuple) -> dict[str, np.ndarray]:
+        found = {p.name: p.asnumpy() for p in kept}
         for broadcast, runs in zip(self.update.broadcasts, self.owned):
-            for kind, prefix in enumerate(MOMENTS):
-                for weight in [p for run in runs[: 2 - kind] for p in self.weights[run]]:
-                    name = f"{prefix}.{weight.name}"
-                    mine = found.get(name, np.zeros(weight.shape, np.float32))
-                    found[name] = broadcast((Tensor(mine),))[0].asnumpy()
+            for weight in [p for run in runs[: 1 if prefix == MOMENTS[1] else 2] for p in self.weights[run]]:
+                name = f"{prefix}.{weight.name}"
+                mine = found.get(name, np.zeros(weight.shape, np.float32))
+                found[name] = broadcast((Tensor(mine),))[0].asnumpy()
         return found
 
 
@@ -142,7 +160,7 @@ class Averaged(nn.Cell):
             parts,
         )
         if ranks.size > 1:
-            self.sum_over_ranks = mops.AllReduce()
+            self.mean_over_ranks = MeanOverRanks([(), *(weight.shape for weight in weights)], ranks.size)
         self.gradient = mops.value_and_grad(self.scaled, None, weights)
         if parts > 1:
             self.sums = weights.clone(prefix="sum", init="zeros")
@@ -157,8 +175,8 @@ class Averaged(nn.Cell):
         if self.parts > 1:
             gradients = _map(mops.partial(_take, self.parts), self.sums, gradients)
         if self.ranks > 1:
-            loss = self.sum_over_ranks(loss) / self.ranks
-            gradients = _map(mops.partial(_mean, self.sum_over_ranks, self.ranks), gradients)
+            means = self.mean_over_ranks((loss, *gradients))
+            loss, gradients = means[0], means[1:]
         vectors, matrices = mops.zeros_like(loss), mops.zeros_like(loss)
         if n > 0:
             vectors = ops.norm(gradients[:n]) / loss_scale
@@ -166,6 +184,40 @@ class Averaged(nn.Cell):
             matrices = ops.norm(gradients[n:]) / loss_scale
         norms = mops.stack((mops.reshape(vectors, ()), mops.reshape(matrices, ())))
         return loss / loss_scale, norms, gradients
+
+
+def buckets(sizes: Sequence[int], most: int) -> list[slice]:
+    """Tensors of so many numbers, in order, in at most `most` runs of about equal sums."""
+    ends = np.cumsum(sizes)
+    places = [int(np.searchsorted(ends, ends[-1] * i / most)) + 1 for i in range(1, most + 1)]
+    edges = sorted({0, *(min(place, len(sizes)) for place in places)})
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
+
+
+class MeanOverRanks(nn.Cell):
+    """construct(tensors of `shapes`) -> their means over the ranks, in BUCKETS sums however many they are.
+
+    A collective costs its latency each time, so the tensors of a bucket lie in one while they are summed.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], ranks: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.shapes, self.sizes = tuple(shapes), tuple(int(np.prod(shape)) for shape in shapes)
+        self.buckets = tuple((one.start, one.stop) for one in buckets(self.sizes, BUCKETS))
+        self.ranks = ranks
+        self.sum_over_ranks = mops.AllReduce()
+
+    def construct(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = ()
+        for start, stop in self.buckets:
+            flat: tuple[Tensor, ...] = ()
+            for tensor in tensors[start:stop]:
+                flat = (*flat, mops.reshape(tensor, (-1,)))
+            mean, place = self.sum_over_ranks(mops.concat(flat)) / self.ranks, 0
+            for i in range(start, stop):
+                found = (*found, mops.reshape(mean[place : place + self.sizes[i]], self.shapes[i]))
+                place += self.sizes[i]
+        return found
 
 
 class Update(nn.Cell):
@@ -205,6 +257,23 @@ class Update(nn.Cell):
             if len(sent) > 0:
                 after = _map(_put, sent, broadcast(mops.depend(sent, after)))
         return mops.depend(mops.sqrt((norms * norms).sum()), after)
+
+
+class Average(nn.Cell):
+    """construct(share ()) -> share; the averages `values` go that share of the way to the weights."""
+
+    def __init__(self, weights: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.weights, self.values = weights, weights.clone(prefix=AVERAGE, init="zeros")
+        self.begin()
+
+    def begin(self) -> None:
+        """The averages are the weights."""
+        for value, weight in zip(self.values, self.weights):
+            value.set_data(Tensor(weight.asnumpy().copy()))
+
+    def construct(self, share: Tensor) -> Tensor:
+        return mops.depend(share, _map(mops.partial(_move, share), self.values, self.weights))
 
 
 class Addition(nn.Cell):

@@ -18,6 +18,7 @@ from mindpangu.images import to_model, to_pictures
 from mindpangu.models.vae import AutoencoderKL
 from mindpangu.train.config import TrainConfig, VAEConfig
 from mindpangu.train.loop import Task
+from mindpangu.train.rows import ALL, Rows
 
 LATENT_STATISTICS = 512  # scenes over which scale and shift are measured
 GRID = 8
@@ -59,13 +60,12 @@ class TrainVAE(Task):
         """Take the first weights from a vae.safetensors."""
         load_into(self.net.trainable_params(), prefixed(load_tensors(path), "net."), str(path))
 
-    def batch(self, nimg: int, count: int) -> tuple[np.ndarray, ...]:
+    def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
         """Crops of scenes nimg … nimg + count, and the posterior's noise."""
-        crops = to_model([self._crop(i) for i in range(nimg, nimg + count)])
-        side = self.task.crop // self.task.spec.factor
-        rng = np.random.default_rng([self.seed, nimg, Stream.AUTOENCODER])
-        noise = rng.standard_normal((count, self.task.spec.z_channels, side, side), np.float32)
-        return crops, noise
+        rows, side = Rows(self.seed, nimg, count, part), self.task.crop // self.task.spec.factor
+        shape = self.task.spec.z_channels, side, side
+        noise = [rng.standard_normal(shape, np.float32) for rng in rows.each(Stream.AUTOENCODER)]
+        return to_model([self._crop(i) for i in rows.numbers]), np.stack(noise)
 
     def _crop(self, index: int) -> np.ndarray:
         image = self.examples.image(self.examples.scene(index))

@@ -28,12 +28,13 @@ class Stream(IntEnum):
     """
 
     ORDER = 1  # of pictures, a round
-    AUTOENCODER = 2  # the posterior's noise, a batch
-    DIFFUSION = 3  # noise levels, noise, dropped prompts, a batch
-    SCENES = 4  # the choice of scenes, a batch
+    AUTOENCODER = 2  # the posterior's noise, a picture
+    DIFFUSION = 3  # the size of a batch, and whether it is cut to windows
+    SCENES = 4  # the choice of a text encoder's scenes, a batch
     ENCODED = 5  # the order of encoded batches, an epoch
     NOISE_LEVELS = 6  # t and noise of a measured bin
     FREE_TEXTS = 7  # the teacher's sentences, once
+    PICTURE = 8  # a picture's scene, noise level, noise, window and caption
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,10 @@ class Ranks:
         """Whether it is this process that writes and reports."""
         return self.rank == 0
 
-    def part(self, batch: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Its rows of a batch, whose arrays, where several share it, have a row for each picture."""
-        if self.size == 1:
-            return tuple(batch)
-        rows = len(batch[0]) // self.size
-        return tuple(array[self.rank * rows : (self.rank + 1) * rows] for array in batch)
+    def part(self, count: int) -> slice:
+        """Its rows of a batch of `count`."""
+        rows = count // self.size
+        return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -136,7 +136,7 @@ def training(ranks: Ranks = ALONE) -> tuple[list[float], list[float]]:
     losses, seconds = [], []
     for number in range(STEPS):
         started = time.monotonic()
-        batch = ranks.part(training_batch(number))
+        batch = [array[ranks.part(len(array))] for array in training_batch(number)]
         loss, _ = step(Tensor(coefficients(optimizer, RATE, number + 1, scale)), *map(Tensor, batch))
         losses.append(float(loss.asnumpy()))
         seconds.append(time.monotonic() - started)

@@ -28,6 +28,19 @@ def test_batches_are_functions_of_seed_and_images_seen(task):
     assert not np.array_equal(task.batch(64, 4)[1], task.batch(68, 4)[1])
 
 
+@pytest.mark.parametrize("part", ["vae", "texture"])
+def test_a_process_makes_its_own_rows_and_they_are_those_of_the_whole_batch(runs, part):
+    from mindpangu.train.run import make_task
+
+    one = make_task(parse(training(part, runs, output_dir=str(runs / "structure")), TrainConfig, "test"))
+    for nimg in (0, 8):
+        whole = one.batch(nimg, 8)
+        shares = [one.batch(nimg, 8, slice(first, first + 2)) for first in range(0, 8, 2)]
+        for array, parts in zip(whole, zip(*shares)):
+            np.testing.assert_array_equal(np.concatenate(parts), array)
+            assert len({row.tobytes() for row in array}) > 1 or array.shape[1:] == (1,)  # but for the size's index
+
+
 def test_noise_levels_stay_on_the_generators_side(task):
     for nimg in range(0, 80, 4):
         _, _, alpha, sigma, t, *_ = task.batch(nimg, 4)

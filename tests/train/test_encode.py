@@ -217,11 +217,55 @@ def test_an_epoch_shows_every_picture_and_batches_are_of_one_size(counts, batch_
             size, rows = epochs.batch(number)
             assert len(rows) == batch_size
             seen[size] += rows.tolist()
+            shares = [epochs.batch(number, slice(i, i + 1))[1] for i in range(batch_size)]
+            np.testing.assert_array_equal(np.concatenate(shares), rows)
         for size, rows in seen.items():
             assert set(rows) == set(range(counts[size]))
-            assert len(rows) - counts[size] < batch_size
+            assert len(rows) - counts[size] < batch_size * epochs.run[size]
     again = Epochs(counts, batch_size, seed).batch(epochs.length)
     np.testing.assert_array_equal(again[1], epochs.batch(epochs.length)[1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(1, 3000), key=st.integers(0, 99))
+def test_a_computed_shuffle_is_a_permutation(count, key):
+    from mindpangu.train.encoded import shuffled
+
+    places = shuffled(np.arange(count), count, [key])
+    assert sorted(places) == list(range(count))
+    some = np.arange(count)[:: max(1, count // 7)]
+    np.testing.assert_array_equal(shuffled(some, count, [key]), places[some])
+
+
+def test_a_shuffle_mixes_as_well_as_a_drawn_one():
+    """Neighbours do not stay near one another, and two keys agree on as few places as chance has it (1 expected)."""
+    from mindpangu.train.encoded import shuffled
+
+    count = 10007
+    one, other = (shuffled(np.arange(count), count, [key]) for key in (1, 2))
+    assert (one == other).sum() < 10
+    distances = np.abs(np.diff(one)) / count
+    assert abs(distances.mean() - 1 / 3) < 0.02  # of two uniform places
+    assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.05
+
+
+def test_a_hundred_million_pictures_are_planned_in_little_memory_whatever_the_number_of_processes():
+    """Ten sizes, a batch of 1,024: a process of 256 plans its four rows."""
+    import tracemalloc
+
+    from mindpangu.train.encoded import RUN, Epochs
+
+    tracemalloc.start()
+    epochs = Epochs({str(i): 10_000_000 for i in range(10)}, 1024, 0)
+    seen = [epochs.batch(number, slice(4, 8)) for number in range(2000)]
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    rows = {}
+    for size, batch in seen:
+        rows.setdefault(size, []).append(batch)
+    for batches in rows.values():
+        steps = np.diff(np.stack(batches)[:, 0])
+        assert (steps == 1).mean() > 1 - 2 / RUN  # a row goes on where it was
 
 
 def test_a_mindrecord_file_is_encoded_as_the_tar_of_the_same_samples(runs, encoded, tmp_path):
@@ -260,4 +304,4 @@ def test_what_a_shard_holds_is_in_the_key_and_other_files_are_not_read(runs, enc
     assert (tmp_path / "out" / "00001.safetensors").exists()  # of the earlier, larger run
     key = encoder_key(runs / "vae", runs / "clip", SIZES, 8)
     data = EncodedData(tmp_path / "out", key, tuple(SIZES))
-    assert sum(len(rows) for rows in data.rows.values()) == 1
+    assert sum(data.counts.values()) == 1

@@ -8,6 +8,8 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors
@@ -49,10 +51,10 @@ class Line:
     def start_from(self, path):
         raise AssertionError("not asked for")
 
-    def batch(self, nimg, count):
+    def batch(self, nimg, count, part=slice(None)):
         rng = np.random.default_rng([7, nimg])
         x = rng.standard_normal((count, 2)).astype(np.float32)
-        return x, (x @ [3.0, -1.0] + 0.5 + 0.1 * rng.standard_normal(count)).astype(np.float32)
+        return x[part], (x @ [3.0, -1.0] + 0.5 + 0.1 * rng.standard_normal(count)).astype(np.float32)[part]
 
     def samples(self, weights, path):
         path.write_bytes(b"drawn")
@@ -115,8 +117,8 @@ class Spoiled(Line):
         super().__init__()
         self.bad, self.value = bad, value
 
-    def batch(self, nimg, count):
-        x, y = super().batch(nimg, count)
+    def batch(self, nimg, count, part=slice(None)):
+        x, y = super().batch(nimg, count, part)
         return x, np.full_like(y, self.value) if nimg in self.bad else y
 
 
@@ -127,8 +129,9 @@ def test_a_batch_that_gives_no_numbers_is_as_if_it_had_not_been(tmp_path, monkey
     monkeypatch.setenv(runtime.CPU_OPERATORS, operators)
 
     class Others(Line):
-        def batch(self, nimg, count):
-            return super().batch({8: 12, 12: 20, 16: 24, 20: 28, 24: 32, 28: 36, 32: 40, 36: 44}.get(nimg, nimg), count)
+        def batch(self, nimg, count, part=slice(None)):
+            again = {8: 12, 12: 20, 16: 24, 20: 28, 24: 32, 28: 36, 32: 40, 36: 44}
+            return super().batch(again.get(nimg, nimg), count, part)
 
     rate = {"lr_schedule": {"type": "constant", "warmup_images": 0}, "optimizer": {"type": type_}}
     spoiled = config_in(tmp_path / "a", runner_config={"images": 48}, **rate)
@@ -310,7 +313,7 @@ def test_a_size_the_model_does_not_know(tmp_path):
         run(parse(values, TrainConfig, "test"))
 
 
-@pytest.mark.parametrize("operators", ["off", "fp32", "bf16"])
+@pytest.mark.parametrize("operators", runtime.cpu_precisions())
 @pytest.mark.parametrize("shape", [(4, 4), (8, 3), (3, 2, 3, 3)])
 def test_muon_moves_along_the_singular_vectors_and_vectors_move_by_adamw(operators, shape, monkeypatch):
     """Two steps on <direction, w> against Newton–Schulz in float64; tall, wide, and a kernel."""
@@ -399,3 +402,14 @@ def test_lines_of_stats_that_are_torn_are_passed_over(tmp_path):
     with (config.output_dir / "stats.jsonl").open("ab") as stats:
         stats.write(b'garbage\n\0\0\0\n[1]\n{"nimg": "x"}\n{"nimg": 99}\n{"nimg": 1')
     assert [line["nimg"] for line in read_stats(config.output_dir)] == [8, 16, 99]
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=40), most=st.integers(1, 8))
+def test_buckets_hold_every_tensor_once_in_order_and_none_is_much_larger_than_its_share(sizes, most):
+    from mindpangu.train.step import buckets
+
+    found = buckets(sizes, most)
+    assert len(found) <= most
+    assert [i for one in found for i in range(len(sizes))[one]] == list(range(len(sizes)))
+    assert max(sum(sizes[one]) for one in found) <= sum(sizes) / most + max(sizes)
