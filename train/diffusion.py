@@ -174,8 +174,8 @@ class TrainDiffusion:
         assert self.conditioner is not None
         old = load_conditioner(folder, TEXT_ENCODERS, self.task.size_dim)
         found = TextMap.fit(
-            Words(old, load_tokenizers(folder, TEXT_ENCODERS), self.task.size_dim),
-            Words(self.conditioner, self.tokenizers, self.task.size_dim),
+            Words(old, load_tokenizers(folder, TEXT_ENCODERS)),
+            Words(self.conditioner, self.tokenizers),
             ["", *plain_captions(self.examples, SWAP_CAPTIONS)],
         )
         tokens, pooled = found.explained

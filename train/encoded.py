@@ -153,8 +153,8 @@ class Epochs:
         _, sizes, nth = self._plan
         number_of_size = int(sizes[place])
         size = list(self.counts)[number_of_size]
-        turn_, offset = divmod(int(nth[place]), self.run[size])
-        own = np.arange(self.batch_size)[part] + turn_ * self.batch_size
+        lap, offset = divmod(int(nth[place]), self.run[size])
+        own = np.arange(self.batch_size)[part] + lap * self.batch_size
         runs = shuffled(own, self.turns[size] * self.batch_size, [self.seed, epoch, number_of_size, Stream.ENCODED])
         return size, (runs * self.run[size] + offset) % self.counts[size]
 

@@ -76,8 +76,7 @@ class TrainStep:
         # Processes that share update by graphs of their own; in one graph with that their averaging would lose step.
         self._whole = None if sharers > 1 else _Whole(averaged, self.update)
         self.averaged = averaged
-        mine = [*self.weights[self.update.own_vectors], *self.weights[self.update.own_matrices]]
-        self.average = Average(ParameterTuple(mine))
+        self.average = Average(self.update.mine)
         if parts > 1:
             self.add = Addition(averaged)
 
@@ -230,10 +229,10 @@ class Update(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weights, self.owned = weights, owned
         self.own_vectors, self.own_matrices = owned[own]
-        mine = ParameterTuple([*weights[self.own_vectors], *weights[self.own_matrices]])
+        self.mine = ParameterTuple([*weights[self.own_vectors], *weights[self.own_matrices]])
         self.count = self.own_vectors.stop - self.own_vectors.start
-        self.moment1 = mine.clone(prefix=MOMENTS[0], init="zeros")
-        self.moment2 = ParameterTuple(mine[: self.count]).clone(prefix=MOMENTS[1], init="zeros")
+        self.moment1 = self.mine.clone(prefix=MOMENTS[0], init="zeros")
+        self.moment2 = ParameterTuple(self.mine[: self.count]).clone(prefix=MOMENTS[1], init="zeros")
         self.broadcasts = [mops.Broadcast(owner) for owner in range(len(owned))] if len(owned) > 1 else []
 
     def construct(self, coefficients: Tensor, norms: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
@@ -265,10 +264,6 @@ class Average(nn.Cell):
     def __init__(self, weights: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
         self.weights, self.values = weights, weights.clone(prefix=AVERAGE, init="zeros")
-        self.begin()
-
-    def begin(self) -> None:
-        """The averages are the weights."""
         for value, weight in zip(self.values, self.weights):
             value.set_data(Tensor(weight.asnumpy().copy()))
 

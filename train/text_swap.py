@@ -28,11 +28,10 @@ VECTOR_WEIGHT, VECTOR_BIAS = "label_emb.0.0.weight", "label_emb.0.0.bias"
 
 @dataclass(frozen=True)
 class Words:
-    """Two text encoders, their tokenizers, and how long the embedding of a number behind their pooled features is."""
+    """Two text encoders and their tokenizers."""
 
     conditioner: Conditioner
     tokenizers: Sequence[TextTokenizer]
-    size_dim: int
 
     def features(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features of tokens (N, L, C), pooled ones (N, P), and each tokenizer's number of tokens (N, 2)."""
@@ -42,7 +41,7 @@ class Words:
             rows = [tokenizer([*part, *[""] * (BATCH - len(part))]) for tokenizer in self.tokenizers]
             c, vector = self.conditioner(mutable(tuple(map(Tensor, rows))), Tensor(np.zeros((BATCH, 1), np.float32)))
             context.append(c.asnumpy()[: len(part)])
-            pooled.append(vector.asnumpy()[: len(part), : -self.size_dim])
+            pooled.append(vector.asnumpy()[: len(part), : -self.conditioner.size_dim])
             lengths.append([[tokenizer.length(prompt) for tokenizer in self.tokenizers] for prompt in part])
         return np.concatenate(context), np.concatenate(pooled), np.concatenate(lengths)
 
