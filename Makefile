@@ -57,13 +57,19 @@ lint: $(VENV)/dev
 data: $(VENV)/dev
 	$(BIN)/mindpangu data emoji --out data/emoji --low-res-share 0.2
 
-# Reproduces the shipped checkpoints from nothing; each part resumes where it stopped. Hours on two cores.
-zoo: data
+# emoji-128 as it was first released, whose nets go on in `make zoo`; from history, and from nothing by its commit's own `make zoo`.
+FIRST_RELEASE := c429a81
+runs/zoo/first:
+	mkdir -p $@
+	git archive $(FIRST_RELEASE) mindpangu/zoo/emoji-128 | tar -x --strip-components=3 -C $@
+
+# Reproduces the shipped checkpoints; each part resumes where it stopped. Hours on two cores.
+zoo: data runs/zoo/first
 	$(PIP) -e '.[zoo]'
-	for part in vae_crops vae clip common structure texture line_vae line_base line_control bridge_to_text bridge_to_line; do \
+	for part in clip text_distillation structure texture line_vae line_base line_control bridge_to_text bridge_to_line; do \
 		$(BIN)/mindpangu train --config configs/zoo/$$part.yaml || exit; done
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/model.yaml --out mindpangu/zoo/emoji-128 \
-		--part vae=runs/zoo/vae/vae --part text_encoder=runs/zoo/clip/text_encoder --part text_encoder_2=runs/zoo/clip/text_encoder_2 \
+		--part vae=runs/zoo/first/vae --part text_encoder=runs/zoo/text/text_encoder --part text_encoder_2=runs/zoo/text/text_encoder_2 \
 		--part structure=runs/zoo/structure/unet --part texture=runs/zoo/texture/unet
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/line_model.yaml --out mindpangu/zoo/openmoji-line \
 		--part vae=runs/zoo/line_vae/vae --part unet=runs/zoo/line_base/unet \

@@ -6,8 +6,10 @@ Parameter names: CLIP's as in transformers' CLIPTextModel (Chinese-CLIP in PanGu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Optional
 
+import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
@@ -18,6 +20,7 @@ from mindpangu.spec import ImageEncoderSpec, TextSpec
 
 INIT_STD = 0.02
 EPS_BERT = 1e-12
+BATCH = 64  # texts that `encode_texts` encodes together
 
 
 def dense(in_channels: int, out_channels: int) -> Dense:
@@ -293,6 +296,19 @@ def text_encoder(spec: TextSpec) -> nn.Cell:
     """The encoder that `spec.output` asks for."""
     kinds = {"penultimate": OpenCLIPTextEncoder, "bert": ChineseCLIPTextEncoder}
     return kinds.get(spec.output, CLIPTextEncoder)(spec)
+
+
+def encode_texts(
+    encoder: nn.Cell, tokenizer: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of texts' tokens (M, L, C), and pooled ones (M, P); in batches of one shape, so it is compiled once."""
+    tokens, pooled = [], []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        outputs = encoder(Tensor(tokenizer([*part, *[""] * (BATCH - len(part))])))
+        for kept, output in zip((tokens, pooled), outputs):
+            kept.append(output.asnumpy()[: len(part)])
+    return np.concatenate(tokens), np.concatenate(pooled)
 
 
 # ---- image encoder ---------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def training(part: str, folder: Path, **changes) -> dict:
         "lr_schedule": {"learning_rate": 1e-3},
         "callbacks": {"log_images": 8, "sample_images": 16, "checkpoint_images": 8},
     }
-    known = {"vae": vae, "clip": clip, "base": wordless, "control": control, "bridge": nothing}
+    known = {"vae": vae, "clip": clip, "students": students, "base": wordless, "control": control, "bridge": nothing}
     return laid_over(laid_over(values, known.get(part, diffusion)(folder)), changes)
 
 
@@ -74,6 +74,13 @@ def clip(folder: Path) -> dict:
     image = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2, "projection_dim": 16}
     text_encoder = {**TEXT, "end_id": 3, "activation": "quick_gelu", "output": "last"}
     return {"clip": {"text_encoder": text_encoder, "text_encoder_2": {**TEXT, **of_b}, "image": image}}
+
+
+def students(folder: Path) -> dict:
+    """Text encoders that learn what those of `clip` say, from token vectors of theirs."""
+    encoder = {**TEXT, "end_id": 3, "activation": "gelu", "output": "bert", "projection_dim": 24}
+    task = {"teacher": str(folder / "clip"), "text_encoder": encoder, "text_encoder_2": encoder}
+    return {"text_distillation": task, "load_checkpoint": str(folder / "clip")}
 
 
 def diffusion(folder: Path) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,21 @@ from mindspore import ops as mops
 from mindspore.common.initializer import Normal, initializer
 from PIL import Image
 
-from mindpangu.checkpoint.store import half, load_into, save_checkpoint, unprefixed, write_atomically
+from mindpangu.checkpoint.store import load_into, write_atomically
 from mindpangu.data import manifest
 from mindpangu.data.examples import Examples, Stream
-from mindpangu.data.phrases import LANGUAGES, spoken
+from mindpangu.data.phrases import LANGUAGES
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
 from mindpangu.images import to_model
 from mindpangu.models.clip import ImageEncoder, text_encoder
-from mindpangu.spec import TextSpec
 from mindpangu.text.tokenizer import TextTokenizer, train_byte_bpe, train_wordpiece
-from mindpangu.text.vocabulary import FILE as VOCABULARY
-from mindpangu.text.vocabulary import directions, words_and_pieces
 from mindpangu.train.config import ClipConfig, TrainConfig
 from mindpangu.train.loop import Task
 from mindpangu.train.rows import ALL
 from mindpangu.train.state import states
 from mindpangu.train.teacher import WIDTH, features, free_texts, token_vectors
+from mindpangu.train.text_encoders import export_text_encoders, export_vocabulary, fitted, token_table
 
 CORPUS = 20000  # scenes whose captions, in each language, the tokenizers are trained on
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP
@@ -149,7 +147,7 @@ class TrainClip(Task):
         captions = [self.examples.caption(s, i, language) for language in LANGUAGES for i, s in enumerate(scenes)]
         known = np.concatenate([self.teacher[:count], self.teacher[:count], self.teacher[self.task.scenes :]])
         for encoder, tokenizer in zip((self.loss_net.text_encoder, self.loss_net.text_encoder_2), self.tokenizers):
-            table = next(p for p in encoder.get_parameters() if p.name.endswith("token_embedding.embedding_table"))
+            table = token_table(encoder)
             vectors = token_vectors(tokenizer, [*captions, *self.free], known, table.shape[1])
             table.set_data(Tensor(vectors))
 
@@ -221,32 +219,6 @@ class TrainClip(Task):
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:
         """text_encoder.safetensors and text_encoder_2.safetensors in fp16; the tokenizers are there already."""
-        for name, spec in (("text_encoder", self.task.text_encoder), ("text_encoder_2", self.task.text_encoder_2)):
-            tensors = half(unprefixed(weights, f"{name}."))
-            save_checkpoint(folder / f"{name}.safetensors", tensors, {"spec": asdict(spec), **card})
-        self._export_vocabulary(weights, folder)
-
-    def _export_vocabulary(self, weights: Mapping[str, np.ndarray], folder: Path) -> None:
-        """vocabulary.safetensors: the words that captions are made of, and the second encoder's features of names."""
-        nouns = list({one.emoji: one for one in self.examples.captions.nouns}.values())
-        names = {language: [one.name[language] for one in nouns] for language in LANGUAGES}
+        export_text_encoders(weights, (self.task.text_encoder, self.task.text_encoder_2), folder, card)
         load_into(self._shown.trainable_params(), weights, "the average")
-        texts, parts = [name for of_language in names.values() for name in of_language], []
-        for start in range(0, len(texts), SHOWN):
-            part = texts[start : start + SHOWN]
-            ids = self.tokenizers[1]([*part, *[""] * (SHOWN - len(part))])
-            parts.append(self._shown.text_encoder_2(Tensor(ids))[1].asnumpy()[: len(part)])
-        tags = {tag for record in self.examples.records for tags in record.tags.values() for tag in tags}
-        said = words_and_pieces(spoken(nouns, tags))
-        save_checkpoint(folder / VOCABULARY, directions(np.concatenate(parts)), {"names": names, **said})
-
-
-def fitted(spec: TextSpec, tokenizer: TextTokenizer) -> TextSpec:
-    """The spec with the vocabulary that the tokenizer really has.
-
-    Raises:
-        UserError: the tokenizer is larger than the spec allows.
-    """
-    if tokenizer.vocab_size > spec.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, more than vocab_size {spec.vocab_size}")
-    return replace(spec, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id)
+        export_vocabulary(self.examples, self._shown.text_encoder_2, self.tokenizers[1], folder)

@@ -182,6 +182,23 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class TextDistillationConfig:
+    """Train two text encoders to say in any wording what a trained model's say of the plainest English caption.
+
+    `teacher`: the folder of that model, or of its text encoders (knowledge distillation across languages, arXiv
+    2004.09813). `load_checkpoint` is a folder of text encoders whose tokenizers and token vectors are taken; vocabulary
+    sizes are upper bounds. `unknown`: what the teacher has no words for; its captions leave that out, and so does the
+    vocabulary. `pooled_weight`: of pooled features' error beside that of tokens'. The runner's images are captions.
+    """
+
+    teacher: Path
+    text_encoder: TextSpec
+    text_encoder_2: TextSpec
+    unknown: tuple[Literal["count", "size"], ...] = ()
+    pooled_weight: float = 0.3
+
+
+@dataclass(frozen=True)
 class ControlNetConfig:
     """Train a ControlNet for the UNet of the checkpoint `base`, which stays as it is.
 
@@ -246,10 +263,10 @@ class DiffusionConfig:
     latent cache; their captions are drawn afresh each time. `encoded`: in place of both, a folder that `mindpangu data
     encode` made with the same parts; `prior`: beside it, another. `crop_share`: share of the batches that are cut to
     windows of `crop_latents` latents, the texture generator's way of training at a lower resolution.
-    `text_before`: the folder of the text encoders that the net of `load_checkpoint` knows, where those of `text` are
-    others; its weights are changed so that it understands them from the first step on. `caption_dropout`: share of
-    empty captions, for classifier-free guidance. `t_sampling`: t is uniform in its range, or the sigmoid of a Gaussian
-    stretched over it (arXiv 2403.03206, section 3.1).
+    `text_map`: a file that a text distillation wrote; the net of `load_checkpoint` knows its teacher, and its weights
+    are changed so that it understands the students. `caption_dropout`: share of empty captions, for classifier-free
+    guidance. `t_sampling`: t is uniform in its range, or the sigmoid of a Gaussian stretched over it (arXiv 2403.03206,
+    section 3.1).
     """
 
     unet: UNetSpec
@@ -259,7 +276,7 @@ class DiffusionConfig:
     encoded: Optional[Path] = None
     prior: Optional[PriorConfig] = None
     text: Optional[Path] = None
-    text_before: Optional[Path] = None
+    text_map: Optional[Path] = None
     size_dim: int = 0
     control: Optional[ControlNetConfig] = None
     lora: Optional[LoRAConfig] = None
@@ -281,8 +298,8 @@ class DiffusionConfig:
             raise ValueError(f"scenes {self.scenes} and encoded {self.encoded}: one of them is needed")
         if self.encoded is not None and self.text is None:
             raise ValueError("encoded: encoded data has words, and text says which text encoders made their features")
-        if self.text_before is not None and (self.text is None or self.encoded is not None or self.lora is not None):
-            raise ValueError("text_before: it stands beside text and data, for all the weights of a net; leave it out")
+        if self.text_map is not None and (self.text is None or self.lora is not None):
+            raise ValueError("text_map: it stands beside text, for all the weights of a net; leave it out")
         if self.prior is not None and self.encoded is None:
             raise ValueError("prior: it stands beside encoded data, and there is none")
         if self.lora is not None and self.lora.changes_text_encoders and self.text is None:
@@ -312,7 +329,7 @@ class BridgeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training. Exactly one of `vae`, `clip`, `diffusion` and `bridge` says what is trained.
+    """One training. Exactly one of `vae`, `clip`, `text_distillation`, `diffusion` and `bridge` says what is trained.
 
     `data`: on what, but where `diffusion.encoded` says it. `parallel_config`: how the processes that msrun starts share
     the work; without it, each takes its part of every batch. `recompute_config`: less memory for more work, in UNets.
@@ -333,15 +350,17 @@ class TrainConfig:
     resume_training: bool = True
     vae: Optional[VAEConfig] = None
     clip: Optional[ClipConfig] = None
+    text_distillation: Optional[TextDistillationConfig] = None
     diffusion: Optional[DiffusionConfig] = None
     bridge: Optional[BridgeConfig] = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("vae", "clip", "diffusion", "bridge") if getattr(self, name) is not None]
+        tasks = ("vae", "clip", "text_distillation", "diffusion", "bridge")
+        given = [name for name in tasks if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"exactly one of vae, clip, diffusion and bridge is needed; found {', '.join(given) or 'none'}"
-            )
+            raise ValueError(f"exactly one of {', '.join(tasks)} is needed; found {', '.join(given) or 'none'}")
+        if self.text_distillation is not None and self.load_checkpoint is None:
+            raise ValueError("text_distillation: load_checkpoint must name a folder of text encoders to start from")
         if self.recompute_config.recompute and self.diffusion is None:
             raise ValueError("recompute_config: only UNets are recomputed, and none is trained here")
         if self.diffusion is not None and self.diffusion.lora is not None and self.load_checkpoint is None:
@@ -349,3 +368,34 @@ class TrainConfig:
         encoded = None if self.diffusion is None else self.diffusion.encoded
         if (self.data is None) == (encoded is None):
             raise ValueError("data or diffusion.encoded is needed, and not both")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A LoRA for a whole model: one training for each of its UNets, in the model's noise levels, one file of all.
+
+    `model`: a name of the zoo or a model folder, which says what the nets are, when each draws, and what conditions
+    them; `encoded`, `prior`: as in `DiffusionConfig`. `lora`: text encoders learn with the first net, and stand as they
+    then are beside the others; `expert` and `beside` are not given. The other keys are each training's own.
+    """
+
+    output_dir: Path
+    model: str
+    encoded: Path
+    runner_config: RunnerConfig
+    lr_schedule: LRScheduleConfig
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    prior: Optional[PriorConfig] = None
+    caption_dropout: float = 0.1
+    runner_wrapper: RunnerWrapperConfig = field(default_factory=RunnerWrapperConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    parallel_config: Optional[ParallelConfig] = None
+    recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
+    ema_half_life_images: int = 10000
+    resume_training: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lora.expert is not None or self.lora.beside is not None:
+            raise ValueError("lora.expert and lora.beside follow from the model here; leave them out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -34,10 +33,9 @@ from mindpangu.spec import TEXT_ENCODERS, TextSpec
 from mindpangu.train.config import TrainConfig
 from mindpangu.train.latents import Bucket, encode_pictures, encode_scenes
 from mindpangu.train.rows import ALL, Rows
-from mindpangu.train.text_swap import TextMap, Words, plain_captions
+from mindpangu.train.text_map import TextMap
 
 SHOWN, SHOWN_STEPS, SHOWN_GUIDANCE = 8, 16, 4.0
-SWAP_CAPTIONS = 8192  # to which the map from new text encoders to old ones is fitted
 BINS, MEASURED = 16, 64  # noise levels at which the loss is measured, and scenes over which
 
 Net = TypeVar("Net", bound=nn.Cell)
@@ -163,27 +161,11 @@ class TrainDiffusion:
     def start_from(self, path: Path) -> None:
         """Take the first weights, or with `lora` those that stay, from a unet.safetensors."""
         weights = load_tensors(path)
-        if self.task.text_before is not None:
-            weights = self._for_new_words(weights, self.task.text_before)
+        if self.task.text_map is not None:
+            weights = TextMap.load(self.task.text_map).folded(weights)
         load_into(_whole(self.loss_net.unet), prefixed(weights, "unet."), str(path))
         if self.task.lora is not None:
             load_into(_whole(self._shown), weights, str(path))
-
-    def _for_new_words(self, weights: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-        """The weights of a net that knows the text encoders of `folder`, for those of the task."""
-        assert self.conditioner is not None
-        old = load_conditioner(folder, TEXT_ENCODERS, self.task.size_dim)
-        found = TextMap.fit(
-            Words(old, load_tokenizers(folder, TEXT_ENCODERS)),
-            Words(self.conditioner, self.tokenizers),
-            ["", *plain_captions(self.examples, SWAP_CAPTIONS)],
-        )
-        tokens, pooled = found.explained
-        print(
-            f"mindpangu: {tokens:.0%} of {folder}'s features of tokens are mapped, {pooled:.0%} of pooled ones",
-            file=sys.stderr,
-        )
-        return found.folded(weights)
 
     def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
         """Latents of one size, noise, and what conditions the nets; some batches are cut to windows."""

@@ -74,6 +74,10 @@ def make_task(config: TrainConfig) -> Task:
         from mindpangu.train.clip import TrainClip
 
         return TrainClip(config)
+    if config.text_distillation is not None:
+        from mindpangu.train.text_distillation import TrainTextDistillation
+
+        return TrainTextDistillation(config)
     if config.bridge is not None:
         from mindpangu.train.bridge import TrainBridge
 

@@ -20,8 +20,8 @@ from mindpangu.train.step import TrainStep
 PATTERN = "state-*.safetensors"
 PROGRESS = "progress"
 FIXED = (
-    "data", "vae", "clip", "bridge", "diffusion", "load_checkpoint", "context.seed", "runner_config.batch_size",
-    "optimizer.type",
+    "data", "vae", "clip", "text_distillation", "bridge", "diffusion", "load_checkpoint", "context.seed",
+    "runner_config.batch_size", "optimizer.type",
 )  # fmt: skip
 FIXED_WHEN_FINISHED = ("optimizer", "lr_schedule", "ema_half_life_images")
 

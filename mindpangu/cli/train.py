@@ -1,4 +1,4 @@
-"""`mindpangu train`, any training file of configs/, and `report`, one HTML page of one or more trainings."""
+"""`mindpangu train`, any training file of configs/; `finetune`, a whole model's LoRA; `report`, a page of trainings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def train(
     from mindpangu.train.run import run
 
     run(load(config, TrainConfig, set_))
+
+
+def finetune(
+    config: Path = typer.Option(..., help="A fine-tuning file, for example configs/train/finetune.yaml."),
+    set_: list[str] = typer.Option([], "--set", help="key=value: override a key of the file; may be repeated."),
+) -> None:
+    """Train a LoRA for every UNet of a model, one after the other, and write them as one file for generate --lora."""
+    from mindpangu.config import load
+    from mindpangu.train.config import FinetuneConfig
+    from mindpangu.train.finetune import finetune as train_all
+
+    print(train_all(load(config, FinetuneConfig, set_)))
 
 
 def report(

@@ -77,7 +77,12 @@ class Captions:
 
     def __call__(self, scene: Scene, language: str, rng: np.random.Generator) -> str:
         """One wording of what `scene` shows. All pictures of a scene share a style."""
-        return _Wording(self, scene, language, rng).text()
+        return self.with_style(scene, language, rng)[0]
+
+    def with_style(self, scene: Scene, language: str, rng: np.random.Generator) -> tuple[str, str]:
+        """A wording, and the words for the style in it, "" where it says none."""
+        wording = _Wording(self, scene, language, rng)
+        return wording.text(), wording.said_style
 
     def plain(self, scene: Scene, language: str) -> str:
         """What is there, how many, how large and where, and the background, in the plainest words; not the style."""
@@ -95,6 +100,7 @@ class _Wording:
         self.english = language == "en"
         self.plain = self.chance(PLAIN_SHARE)
         self.aside = not self.plain and self.chance(captions.asides)
+        self.said_style = ""  # once `text` is written
 
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
@@ -105,18 +111,19 @@ class _Wording:
     def text(self) -> str:
         """The whole caption."""
         scene, style = self.scene, self.captions.records[self.scene.things[0].picture].style
-        said_style = self.pick(style_words(style, self.language)) if self.chance(STYLE_SHARE) else ""
+        if self.chance(STYLE_SHARE):
+            self.said_style = self.pick(style_words(style, self.language))
         colour = scene.background if scene.background != "white" or self.chance(WHITE_SHARE) else ""
         if not scene.is_composition and scene.things[0].count == 1 and self.chance(LIST_SHARE):
-            return self.listed(scene.things[0], said_style, colour)
-        text, endings = self.things(), [self.background(colour), self.styled(said_style)]
+            return self.listed(scene.things[0], self.said_style, colour)
+        text, endings = self.things(), [self.background(colour), self.styled(self.said_style)]
         if self.aside and self.chance(0.6):
             text += (" " if self.english else "") + self.pick(ASIDES_AFTER[self.language])
         if not self.plain and self.chance(FRAME_SHARE):
             text = self.pick(FRAMES[self.language]).format(text)
         comma = ", " if self.english else self.pick(("，", ", ", " ", "、"))
-        if said_style and not self.plain and self.chance(0.15):
-            text, endings = f"{said_style}{': ' if self.english else '的'}{text}", endings[:1]
+        if self.said_style and not self.plain and self.chance(0.15):
+            text, endings = f"{self.said_style}{': ' if self.english else '的'}{text}", endings[:1]
         ends = [ending for ending in endings if ending]
         if self.plain:
             text = comma.join([text, *ends])

@@ -11,10 +11,8 @@ import numpy as np
 from mindpangu.data.lexicon import natural_prompts, nouns
 from mindpangu.data.phrases import LANGUAGES
 from mindpangu.metrics.scores import recall_at, unit
+from mindpangu.models.clip import encode_texts
 from mindpangu.models.loading import load_conditioner, load_tokenizers
-
-BATCH = 64
-SIZE_DIM = 2  # of the conditioner's embedding of a size, which is cut off again
 
 
 def name_recall(folder: Path, encoders: Sequence[str]) -> dict[str, Any]:
@@ -27,14 +25,14 @@ def name_recall(folder: Path, encoders: Sequence[str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for encoder, tokenizer in zip(encoders, load_tokenizers(folder, encoders)):
-        net = load_conditioner(folder, (encoder,), SIZE_DIM)
+        net = load_conditioner(folder, (encoder,), 0).text_encoders[0]
         concepts = nouns()
         codes = list(concepts)
         found[encoder] = {}
         for language in LANGUAGES:
             asked = [prompt for prompt in natural_prompts() if prompt.language == language]
-            names = _pooled(net, tokenizer, [concepts[code].name[language] for code in codes])
-            prompts = _pooled(net, tokenizer, [prompt.prompt for prompt in asked])
+            names = encode_texts(net, tokenizer, [concepts[code].name[language] for code in codes])[1]
+            prompts = encode_texts(net, tokenizer, [prompt.prompt for prompt in asked])[1]
             similarity = unit(prompts - prompts.mean(0)) @ unit(names - names.mean(0)).T
             ranks = np.array(
                 [
@@ -44,14 +42,3 @@ def name_recall(folder: Path, encoders: Sequence[str]) -> dict[str, Any]:
             )
             found[encoder][language] = {f"R@{k}": round(recall_at(ranks, k), 3) for k in (1, 5)}
     return found
-
-
-def _pooled(net: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-    from mindspore import Tensor, mutable
-
-    parts, numbers = [], Tensor(np.zeros((BATCH, 1), np.float32))
-    for start in range(0, len(texts), BATCH):
-        part = list(texts[start : start + BATCH])
-        ids = mutable((Tensor(tokenizer([*part, *[""] * (BATCH - len(part))])),))
-        parts.append(net(ids, numbers)[1].asnumpy()[: len(part), :-SIZE_DIM])
-    return np.concatenate(parts)

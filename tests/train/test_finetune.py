@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mindpangu.checkpoint.store import load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.errors import UserError
-from mindpangu.train.config import TrainConfig
+from mindpangu.spec import TEXT_ENCODERS
+from mindpangu.train.config import FinetuneConfig, TrainConfig
 from tests.tiny import training
 from tests.train.test_loop import states
 
@@ -143,7 +144,6 @@ def test_text_encoders_learn_and_the_file_merges_into_them(runs, told, model_fol
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.models.loading import load_conditioner
     from mindpangu.models.lora import TEXT_ENCODER_LAYERS, adapt, text_encoder_file
-    from mindpangu.spec import TEXT_ENCODERS
     from mindpangu.train.diffusion import text_encoder_specs
 
     monkeypatch.setenv("MINDPANGU_CPU_OPS", "fp32")
@@ -182,6 +182,53 @@ def test_text_encoders_learn_and_the_file_merges_into_them(runs, told, model_fol
     for merged, adapted, before in zip(model.conditioner(ids, numbers), text_encoders(ids, numbers), plain):
         np.testing.assert_allclose(merged.asnumpy(), adapted.asnumpy(), atol=1e-4)
         assert np.abs(merged.asnumpy() - before).max() > 1e-2
+
+
+def finetuning(told, model_folder, folder, **changes):
+    values = {
+        "output_dir": str(folder),
+        "model": str(model_folder),
+        "encoded": str(told / "encoded"),
+        "runner_config": {"images": 16, "batch_size": 2},
+        "lr_schedule": {"learning_rate": 1e-3},
+        "lora": {"rank": 2, "modules": "all", "text_encoders": True},
+        **changes,
+    }
+    return parse(values, FinetuneConfig, "test")
+
+
+def test_one_command_tunes_every_net_of_a_model_in_its_own_noise_levels(told, model_folder, tmp_path, uncompiled):
+    from mindpangu.checkpoint.lora import load_lora
+    from mindpangu.models.inventory import parts, spec_of
+    from mindpangu.train.finetune import finetune, trainings
+
+    config = finetuning(told, model_folder, tmp_path / "lora")
+    both = trainings(config)
+    ranges = {name: (one.diffusion.t_min, one.diffusion.t_max) for name, one in both.items()}
+    assert ranges == {"structure": (500, 1000), "texture": (0, 500)}
+    path = finetune(config)
+    spec = spec_of(model_folder)
+    assert set(load_lora(path, spec, parts(spec))) == {"structure", "texture", *TEXT_ENCODERS}
+    before = path.read_bytes()
+    assert finetune(config).read_bytes() == before  # nothing is trained twice
+
+
+def test_one_command_tunes_a_model_of_one_net_so_that_diffusers_reads_it(line_model, told, model_folder, tmp_path):
+    import json
+    import shutil
+
+    from mindpangu.train.finetune import trainings
+
+    with pytest.raises(UserError, match="its nets know no words"):
+        trainings(finetuning(told, line_model, tmp_path / "lora"))
+    with pytest.raises(UserError, match=r"lora.expert and lora.beside follow from the model"):
+        finetuning(told, model_folder, tmp_path, lora={"expert": "structure"})
+    shutil.copytree(model_folder, tmp_path / "one")
+    description = json.loads((tmp_path / "one" / "model.json").read_text("utf-8"))
+    (tmp_path / "one" / "model.json").write_text(json.dumps({**description, "experts": {"texture": 0}}), "utf-8")
+    (training,) = trainings(finetuning(told, tmp_path / "one", tmp_path / "lora")).values()
+    assert training.diffusion.lora.expert is None
+    assert (training.diffusion.t_min, training.diffusion.t_max) == (0, 1000)
 
 
 def test_text_encoders_cannot_learn_from_features_alone(runs, told, tmp_path):
