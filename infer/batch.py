@@ -3,6 +3,8 @@
 What is drawn together, a unit, is a function of the file of prompts and the settings alone, and unit k belongs to
 process k mod ranks. So a run that was killed, or goes on with another number of processes, draws the same batches, and
 a picture's bytes do not depend on it. A unit that is whole on the disk is noted in a journal, and not drawn again.
+Rows are planned in blocks, one after the other: so the first pictures come at once, and memory does not depend on how
+many rows there are.
 """
 
 from __future__ import annotations
@@ -10,10 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
+
+import numpy as np
 
 from mindpangu.checkpoint.store import file_digest, whole_lines, write_atomically
 from mindpangu.config import load
@@ -29,7 +37,8 @@ from mindpangu.infer.prompt_file import MAX_REASON, Row, read_rows
 from mindpangu.infer.request import Request, check, request_for
 from mindpangu.parallel.ranks import Ranks
 
-PLAN, ERRORS, JOURNAL = "run.json", "errors.jsonl", "journal-{rank}.jsonl"
+RUN, MANIFEST, ERRORS, JOURNAL = "run.json", "manifest.jsonl", "errors.jsonl", "journal-{rank}.jsonl"
+BLOCK = 20_000  # rows that are planned together
 
 
 @dataclass(frozen=True)
@@ -135,11 +144,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units, rows that cannot be drawn as (line, reason), and what tells this run from others."""
+    """A block of rows: its units, rows that cannot be drawn as (line, reason), and what tells this run from others.
 
+    `digest` is of this block and all before it; `last`: no block follows.
+    """
+
+    number: int
     units: tuple[Unit, ...]
     bad: tuple[tuple[int, str], ...]
     digest: str
+    last: bool
 
     @property
     def pictures(self) -> int:
@@ -147,10 +161,27 @@ class Plan:
         return sum(unit.pictures for unit in self.units)
 
 
-def make_plan(
+class Names:
+    """The names that pictures have been given, on the disk where they are many."""
+
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("")  # a file of SQLite's own, which goes with the connection
+        self._table.execute("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def take(self, files: Sequence[str]) -> Optional[str]:
+        """The first that is taken already; where none is, all are from now on."""
+        names = [(_taken_as(file),) for file in files]
+        for file, name in zip(files, names):
+            if self._table.execute("SELECT 1 FROM names WHERE name = ?", name).fetchone():
+                return file
+        self._table.executemany("INSERT OR IGNORE INTO names VALUES (?)", names)
+        return None
+
+
+def make_plans(
     prompts: Path, defaults: Mapping[str, Any], models: BatchModels, batch: int, suffix: str, per_shard: Optional[int]
-) -> Plan:
-    """Read a file of prompts, leave out what `models` cannot draw, and put alike rows together.
+) -> Iterator[Plan]:
+    """Read a file of prompts in blocks, leave out what `models` cannot draw, and put alike rows of a block together.
 
     Raises:
         UserError: the file cannot be read, or an option is none.
@@ -159,29 +190,30 @@ def make_plan(
         raise UserError(f"format {suffix.lstrip('.')} is unknown; allowed: {', '.join(s.lstrip('.') for s in FORMATS)}")
     if batch < 1 or (per_shard is not None and per_shard < 1):
         raise UserError(f"batch {batch}, per shard {per_shard}: at least 1 is needed")
-    alike: dict[tuple[Any, ...], list[Picture]] = {}
-    bad: list[tuple[int, str]] = []
-    taken: set[str] = set()
-    read: dict[Path, str] = {}
+    rows, names, content = read_rows(prompts, defaults), Names(), lru_cache(maxsize=BLOCK)(file_digest)
     digest = hashlib.sha256(repr((models.model.digest, batch, suffix, per_shard)).encode())
-    for line, row in read_rows(prompts, defaults):
-        problem = row if isinstance(row, str) else _problem(row, line, models, suffix, taken)
-        if isinstance(row, str) or problem:
-            bad.append((line, problem))
-            continue
-        digest.update(repr((line, row, models.identity(row), _content(row, read))).encode())
-        files = row.files(line, suffix)
-        taken.update(map(_taken_as, files))
-        alike.setdefault(row.shape, []).extend(Picture(line, row, index, file) for index, file in enumerate(files))
-    batches = [tuple(one[i : i + batch]) for one in alike.values() for i in range(0, len(one), batch)]
-    return Plan(tuple(_units(batches, per_shard)), tuple(bad), digest.hexdigest()[:16])
-
-
-def _content(row: Row, read: dict[Path, str]) -> tuple[str, ...]:
-    """What a row's pictures hold, so that another one of the same name is another run; `read`: those read before."""
-    paths = [path for path in (row.init, row.mask, row.line) if path is not None]
-    read.update({path: file_digest(path) for path in paths if path not in read})
-    return tuple(read[path] for path in paths)
+    block, number, units = list(islice(rows, BLOCK)), 0, 0
+    while True:
+        following = list(islice(rows, BLOCK))
+        alike: dict[tuple[Any, ...], list[Picture]] = {}
+        bad: list[tuple[int, str]] = []
+        for line, row in block:
+            problem = row if isinstance(row, str) else _problem(row, line, models, suffix, names)
+            if isinstance(row, str) or problem:
+                bad.append((line, problem))
+                continue
+            held = tuple(content(path) for path in (row.init, row.mask, row.line) if path is not None)
+            digest.update(repr((line, row, models.identity(row), held)).encode())
+            pictures = (Picture(line, row, index, file) for index, file in enumerate(row.files(line, suffix)))
+            alike.setdefault(row.shape, []).extend(pictures)
+        batches = [tuple(one[i : i + batch]) for one in alike.values() for i in range(0, len(one), batch)]
+        plan = Plan(
+            number, tuple(_units(batches, per_shard, units)), tuple(bad), digest.hexdigest()[:16], not following
+        )
+        yield plan
+        if plan.last:
+            return
+        block, number, units = following, number + 1, units + len(plan.units)
 
 
 def _taken_as(file: str) -> str:
@@ -190,24 +222,24 @@ def _taken_as(file: str) -> str:
     return f"{stem.replace('.', '_')}.{suffix}"
 
 
-def _problem(row: Row, line: int, models: BatchModels, suffix: str, taken: set[str]) -> str:
-    """Why a row cannot be drawn; "" where it can."""
+def _problem(row: Row, line: int, models: BatchModels, suffix: str, names: Names) -> str:
+    """Why a row cannot be drawn; "" where it can, and its pictures have their names."""
     try:
         models.check([Picture(line, row, index, "") for index in range(row.n)])
     except UserError as error:
         return str(error)[:MAX_REASON]
     except Exception as error:  # one row is no reason to draw none, whatever library raised it
         return f"line {line}: {type(error).__name__}: {' '.join(str(error).split())}"[:MAX_REASON]
-    again = [file for file in row.files(line, suffix) if _taken_as(file) in taken]
-    return f"file {again[0]} is another row's already" if again else ""
+    taken = names.take(row.files(line, suffix))
+    return f"file {taken} is another row's already" if taken else ""
 
 
-def _units(batches: Sequence[tuple[Picture, ...]], per_shard: Optional[int]) -> Iterator[Unit]:
+def _units(batches: Sequence[tuple[Picture, ...]], per_shard: Optional[int], number: int) -> Iterator[Unit]:
+    """Numbered from `number` on; of shards the last one may be smaller."""
     if per_shard is None:
-        yield from (Unit(number, (one,)) for number, one in enumerate(batches))
+        yield from (Unit(number + i, (one,)) for i, one in enumerate(batches))
         return
     waiting: list[tuple[Picture, ...]] = []
-    number = 0
     for i, one in enumerate(batches):
         waiting.append(one)
         if sum(map(len, waiting)) >= per_shard or i == len(batches) - 1:
@@ -218,24 +250,38 @@ def _units(batches: Sequence[tuple[Picture, ...]], per_shard: Optional[int]) -> 
 class Run:
     """A plan's work in a folder, for one of several processes."""
 
-    def __init__(self, plan: Plan, out: Path, batch: int, ranks: Ranks) -> None:
-        """Begin it, or go on.
+    def __init__(self, plan: Plan, out: Path, batch: int, ranks: Ranks, done: Optional[np.ndarray] = None) -> None:
+        """Begin it, or go on. `done`: what `finished` says of the folder, if it has been asked.
 
         Raises:
             UserError: the folder holds another run, or cannot be written.
         """
         self.plan, self.out, self.batch, self.ranks = plan, out, batch, ranks
-        known = out / PLAN
-        if known.exists() and _digest_in(known) != plan.digest:
+        known = _digests_in(out / RUN)
+        if known[plan.number : plan.number + 1] not in ([], [plan.digest]):
             raise UserError(f"{out}: holds a run of other prompts, settings or another model; choose another --out")
         if ranks.first:
-            errors = [json.dumps({"line": line, "reason": why}, ensure_ascii=False) + "\n" for line, why in plan.bad]
-            write_atomically(out / ERRORS, "".join(errors).encode())
-            write_atomically(known, (json.dumps({"digest": plan.digest, "pictures": plan.pictures}) + "\n").encode())
+            self._note([*known[: plan.number], plan.digest, *known[plan.number + 1 :]])
         mine = [unit for unit in plan.units if unit.number % ranks.size == ranks.rank]
-        done = finished(out)
-        self.left = [unit for unit in mine if unit.number not in done or not whole(out, unit)]
+        done = finished(out) if done is None else done
+        noted = np.isin([unit.number for unit in mine], done)
+        self.left = [unit for unit, is_noted in zip(mine, noted) if not is_noted or not whole(out, unit)]
         self.done = sum(unit.pictures for unit in mine) - sum(unit.pictures for unit in self.left)
+
+    def _note(self, digests: Sequence[str]) -> None:
+        """Say what is drawn and what cannot be; a run that goes on says it again from the first block on."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        how = "a" if self.plan.number else "w"
+        with (self.out / ERRORS).open(how, encoding="utf-8") as errors:
+            errors.writelines(_line({"line": line, "reason": why}) for line, why in self.plan.bad)
+        with (self.out / MANIFEST).open(how, encoding="utf-8") as manifest:
+            manifest.writelines(
+                _line({"file": picture.file, "line": picture.line, **_said(picture), "shard": unit.shard})
+                for unit in self.plan.units
+                for batch in unit.batches
+                for picture in batch
+            )
+        write_atomically(self.out / RUN, _line({"digests": digests}).encode())
 
     def __call__(self, models: BatchModels) -> Iterator[int]:
         """Draw what is left; yields how many pictures each unit has, as it is finished."""
@@ -281,26 +327,47 @@ class Run:
         write_shard(self.out / unit.shard, samples)
 
 
+def _said(picture: Picture) -> dict[str, Any]:
+    return {"prompt": picture.row.prompt, "seed": picture.row.seed + picture.index}
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
 def whole(out: Path, unit: Unit) -> bool:
     """Whether all that the unit leaves is there, and not empty."""
-    return all((out / file).is_file() and (out / file).stat().st_size for file in unit.files)
+    return all(_is_there(out / file) for file in unit.files)
 
 
-def _digest_in(known: Path) -> str:
-    """Of the run that a folder holds. Raises: UserError."""
+def gone(out: Path) -> int:
+    """How many of the pictures that the folder's manifest lists are not there."""
+    is_there = lru_cache(maxsize=1)(lambda file: _is_there(out / file))  # a shard's pictures stand together
+    listed = (json.loads(line) for line in whole_lines(out / MANIFEST))
+    return sum(not is_there(one["shard"] or one["file"]) for one in listed)
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _digests_in(known: Path) -> list[str]:
+    """Of the blocks of the run that a folder holds, none where it holds none. Raises: UserError."""
     try:
-        return str(json.loads(known.read_text(encoding="utf-8"))["digest"])
+        return list(map(str, json.loads(known.read_text(encoding="utf-8"))["digests"]))
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, TypeError, LookupError):
         raise UserError(f"{known}: damaged, so whose pictures these are is unknown; choose another --out") from None
 
 
-def finished(out: Path) -> set[int]:
-    """The numbers of the units that any process has noted as finished; lines that are none are passed over."""
-    done: set[int] = set()
+def finished(out: Path) -> np.ndarray:
+    """The numbers of the units that any process has noted as finished, int64; lines that are none are passed over."""
+    done = array("q")
     for journal in out.glob(JOURNAL.format(rank="*")):
         for line in whole_lines(journal):
             try:
-                done.add(int(json.loads(line)["unit"]))
-            except (ValueError, TypeError, LookupError, RecursionError):
+                done.append(int(json.loads(line)["unit"]))
+            except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                 continue
-    return done
+    return np.unique(np.array(done, np.int64))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
-from mindpangu.config import is_text, parse, read_text
+from mindpangu.config import is_text, open_text, parse
 from mindpangu.errors import UserError
 from mindpangu.infer.image_file import FORMATS
 from mindpangu.infer.request import OPTION_NAMES, SamplingOptions
@@ -95,24 +94,24 @@ def read_rows(path: Path, defaults: Mapping[str, Any]) -> Iterator[tuple[int, Ro
     """
     if path.suffix.lower() not in KINDS:
         raise UserError(f"{path}: a file of prompts ends in {', '.join(KINDS)}")
-    text = read_text(path)
-    for line, values in _values(path, text):
-        if isinstance(values, str):
-            yield line, values
-            continue
-        if "prompt" not in {**defaults, **values}:
-            yield line, f"line {line}: prompt: missing; say what to draw"
-            continue
-        try:
-            yield line, parse({**defaults, **values}, Row, f"line {line}")
-        except UserError as error:
-            yield line, str(error)[:MAX_REASON]
+    with open_text(path) as lines:
+        for line, values in _values(path, lines):
+            if isinstance(values, str):
+                yield line, values
+                continue
+            if "prompt" not in {**defaults, **values}:
+                yield line, f"line {line}: prompt: missing; say what to draw"
+                continue
+            try:
+                yield line, parse({**defaults, **values}, Row, f"line {line}")
+            except UserError as error:
+                yield line, str(error)[:MAX_REASON]
 
 
-def _values(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _values(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
     kind = path.suffix.lower()
     if kind == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(lines)
         if "prompt" not in (reader.fieldnames or ()):
             raise UserError(f"{path}: the first line names the columns, and one of them is prompt")
         rows = iter(reader)
@@ -125,7 +124,7 @@ def _values(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]
                 yield reader.line_num, f"line {reader.line_num}: not a row of a table ({error})"
                 continue
             yield reader.line_num, _cells(row, reader.line_num)
-    for line, one in enumerate(text.split("\n"), start=1):
+    for line, one in enumerate(lines, start=1):
         if not one.strip():
             continue
         if kind == ".txt":

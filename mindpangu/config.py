@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TextIO, TypeVar, Union
 
 import yaml
 
@@ -27,13 +27,18 @@ BASE = "base"  # the key of a file that names another one, on which it builds
 _UNIONS = (Union, getattr(types, "UnionType", Union))
 
 
+def encoding_of(beginning: bytes) -> str:
+    """UTF-8, or UTF-16 by its mark."""
+    return "utf-16" if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def decoded(content: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 by its mark, without a byte order mark, lines ended by \\n.
 
     Raises:
         ValueError: it is in another encoding.
     """
-    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    encoding = encoding_of(content)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -66,6 +71,24 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def open_text(path: Path) -> TextIO:
+    """The same text, to be read line by line whatever its size; that all of it is text has been checked.
+
+    Raises:
+        UserError: as `read_text`.
+    """
+    try:
+        with path.open("rb") as file:
+            encoding = encoding_of(file.read(2))
+        with path.open(encoding=encoding) as checked:
+            while checked.read(1 << 20):
+                pass
+        return path.open(encoding=encoding)
+    except (OSError, UnicodeError):
+        read_text(path)  # which says what is wrong
+        raise
 
 
 def shipped(path: Path) -> Path:

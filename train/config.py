@@ -203,7 +203,8 @@ class ControlNetConfig:
     """Train a ControlNet for the UNet of the checkpoint `base`, which stays as it is.
 
     It looks at the line drawings (style `line`) of what is in a scene, or, in `edge_share` of the cases, at the edges
-    of the picture itself: light lines on black. `hint_widths`: see `ControlNetSpec`.
+    of the picture itself, half of them thick: light lines on black. A net that knows words has `text` beside it.
+    `hint_widths`: see `ControlNetSpec`.
     """
 
     base: Path
@@ -306,8 +307,8 @@ class DiffusionConfig:
             raise ValueError("lora.text_encoders, lora.beside: the net knows no words; text names the text encoders")
         if self.control is not None and self.lora is not None:
             raise ValueError("control and lora: one of them at a time is trained")
-        if self.control is not None and (self.text is not None or self.crop_share):
-            raise ValueError("control: a ControlNet is trained on a net without words, and on whole pictures")
+        if self.control is not None and self.crop_share:
+            raise ValueError("control: a ControlNet is trained on whole pictures; leave crop_share out")
 
 
 @dataclass(frozen=True)

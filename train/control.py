@@ -12,29 +12,40 @@ from mindspore import Tensor
 from PIL import Image
 
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
-from mindpangu.data.lines import LineDrawings, as_lines, edges
-from mindpangu.diffusion import NetDenoiser
-from mindpangu.diffusion.denoiser import Prediction
+from mindpangu.data.lines import LineDrawings, as_lines, by_hand, edges
+from mindpangu.diffusion import Guided, NetDenoiser
+from mindpangu.diffusion.denoiser import Prediction, repeat_rows
 from mindpangu.errors import UserError
 from mindpangu.images import read_picture
+from mindpangu.models.conditioner import Conditioner
 from mindpangu.models.controlnet import ControlNet
 from mindpangu.models.loading import read_spec
 from mindpangu.models.unet import UNet
 from mindpangu.spec import ControlNetSpec, UNetSpec
-from mindpangu.train.diffusion import SHOWN, DiffusionLoss, TrainDiffusion, frozen
+from mindpangu.train.diffusion import SHOWN, SHOWN_GUIDANCE, DiffusionLoss, TrainDiffusion, frozen
 from mindpangu.train.latents import Bucket
+
+BY_HAND = 0.5  # share of edges that are drawn thick
 
 
 class ControlLoss(DiffusionLoss):
-    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), hint (N, 3, H, W) in [0, 1]) -> scalar."""
+    """construct(latents, noise, alpha, sigma (N, 1, 1, 1), t (N,), hint (N, 3, H, W) in [0, 1], *cond) -> scalar.
 
-    def __init__(self, controlnet: ControlNet, unet: UNet, prediction: Prediction) -> None:
-        super().__init__(unet, None, prediction)
+    `cond` as in `DiffusionLoss`, where the UNet knows words.
+    """
+
+    def __init__(
+        self, controlnet: ControlNet, unet: UNet, conditioner: Optional[Conditioner], prediction: Prediction
+    ) -> None:
+        super().__init__(unet, conditioner, prediction)
         self.controlnet = controlnet
 
     def predict(self, x: Tensor, t: Tensor, cond: tuple[Tensor, ...]) -> Tensor:
         """The steered UNet's output."""
-        return self.unet(x, t, None, None, self.controlnet(x, t, cond[0]))
+        hint, context, vector = cond[0], None, None
+        if self.worded:
+            context, vector = self.conditioner(cond[1:3], cond[3])
+        return self.unet(x, t, context, vector, self.controlnet(x, t, hint, context, vector))
 
 
 class TrainControl(TrainDiffusion):
@@ -56,13 +67,14 @@ class TrainControl(TrainDiffusion):
                 f"{len(control.hint_widths)} hint_widths take pictures to 1/{spec.factor}, the autoencoder to "
                 f"1/{self.vae.spec.factor}; they must be equal"
             )
-        self.edge_share, self.lines = control.edge_share, LineDrawings(self.examples)
+        self.edge_share = control.edge_share
+        self.lines = LineDrawings(self.examples) if self.edge_share < 1 else None
         base, unet, net = load_tensors(control.base), UNet(self.task.unet), ControlNet(spec)
         load_into(unet.trainable_params(), base, str(control.base))
         for parameter in net.trainable_params():
             if parameter.name in base:
                 parameter.set_data(Tensor(base[parameter.name].astype(np.float32)))
-        self.loss_net = ControlLoss(net, frozen(unet), self.task.prediction)
+        self.loss_net = ControlLoss(net, frozen(unet), self.conditioner, self.task.prediction)
         self.spec, self._shown_net = spec, ControlNet(spec)
 
     def start_from(self, path: Path) -> None:
@@ -71,15 +83,16 @@ class TrainControl(TrainDiffusion):
 
     def hint(self, scene: int) -> np.ndarray:
         """(H, W, 3) uint8: what the net sees of a scene."""
-        drawn = self.examples.scene(scene)
-        if self.examples.rng(scene, "hint").random() < self.edge_share:
-            return as_lines(edges(self.examples.image(drawn)))
-        return self.lines(drawn)
+        drawn, rng = self.examples.scene(scene), self.examples.rng(scene, "hint")
+        if self.lines is not None and rng.random() >= self.edge_share:
+            return self.lines(drawn)
+        found = edges(self.examples.image(drawn))
+        return as_lines(by_hand(found) if rng.random() < BY_HAND else found)
 
     def cond(self, bucket: Bucket, scenes: np.ndarray, nimg: int) -> tuple[np.ndarray, ...]:
-        """The scenes' hints."""
+        """The scenes' hints, and their captions where there are words."""
         hints = np.stack([self.hint(int(scene)) for scene in scenes]).astype(np.float32) / 255
-        return (np.ascontiguousarray(hints.transpose(0, 3, 1, 2)),)
+        return np.ascontiguousarray(hints.transpose(0, 3, 1, 2)), *super().cond(bucket, scenes, nimg)
 
     def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, list[Optional[float]]]:
         """Not measured."""
@@ -88,13 +101,16 @@ class TrainControl(TrainDiffusion):
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Scenes, what the steered net draws along their hints, and the hints."""
         load_into(self._shown_net.trainable_params(), unprefixed(weights, "controlnet."), "the average")
-        scenes = self.buckets[0].scenes[:SHOWN]
+        scenes, (x0, cond) = self.buckets[0].scenes[:SHOWN], self.shown()
         hints = Tensor(self.cond(self.buckets[0], scenes, 0)[0])
 
-        def net(x: Tensor, t: Tensor) -> Tensor:
-            return self.loss_net.unet(x, t, None, None, self._shown_net(x, t, hints))
+        def net(x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
+            seen = repeat_rows(hints, x.shape[0] // SHOWN)
+            context, vector = (*given, None, None)[:2]
+            return self.loss_net.unet(x, t, context, vector, self._shown_net(x, t, seen, context, vector))
 
-        self.show(NetDenoiser(net, self.schedule, self.task.prediction), self.shown()[0], path)
+        denoiser = NetDenoiser(net, self.schedule, self.task.prediction)
+        self.show(Guided(denoiser, cond, SHOWN_GUIDANCE) if cond else denoiser, x0, path)
         strip = np.concatenate([self.hint(int(scene)) for scene in scenes], axis=1)
         shown = np.asarray(read_picture(path).convert("RGB"))
         Image.fromarray(np.concatenate([shown, strip])).save(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,17 @@ def read_stats(folder: Path) -> Lines:
     """
     path = folder / STATS
     try:
-        whole = whole_lines(path)
+        lines = parsed(whole_lines(path))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); a training writes it into its output_dir"
         ) from None
-    lines = parsed(whole)
     if not lines:
         raise UserError(f"{path}: no lines yet; wait for callbacks.log_images images")
     return lines
 
 
-def parsed(lines: Sequence[str]) -> Lines:
+def parsed(lines: Iterable[str]) -> Lines:
     """Those of the lines that a training wrote; what else is in the file is passed over."""
     found = []
     for line in lines:

@@ -204,7 +204,7 @@ class TrainTextDistillation(Task):
             for x, y in self._answers(weights, MEASURED)
         ]
         export_text_encoders(weights, (self.task.text_encoder, self.task.text_encoder_2), folder, card)
-        export_vocabulary(self.examples, self._shown.text_encoder_2, self.tokenizers[1], folder)
+        export_vocabulary(self.examples, self._shown.text_encoder_2, self.tokenizers[1], folder, self.task.unknown)
         maps = {}
         for name, mean, spread in zip(("tokens", "pooled"), self.mean, self.spread):
             maps[name] = weights[name] * np.float32(spread)

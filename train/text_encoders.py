@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,16 @@ def export_text_encoders(
         save_checkpoint(folder / f"{name}.safetensors", tensors, {"spec": asdict(spec), **card})
 
 
-def export_vocabulary(examples: Examples, encoder: nn.Cell, tokenizer: TextTokenizer, folder: Path) -> None:
-    """vocabulary.safetensors: the words that captions are made of, and the encoder's features of names."""
+def export_vocabulary(
+    examples: Examples, encoder: nn.Cell, tokenizer: TextTokenizer, folder: Path, unknown: Collection[str] = ()
+) -> None:
+    """vocabulary.safetensors: the words that captions are made of, and the encoder's features of names.
+
+    `unknown`: what is said in captions and known to no net, as in `spoken`.
+    """
     nouns = list({one.emoji: one for one in examples.captions.nouns}.values())
     names = {language: [one.name[language] for one in nouns] for language in LANGUAGES}
     _, pooled = encode_texts(encoder, tokenizer, [name for of_language in names.values() for name in of_language])
     tags = {tag for record in examples.records for tags in record.tags.values() for tag in tags}
-    said = words_and_pieces(spoken(nouns, tags))
+    said = words_and_pieces(spoken(nouns, tags, unknown))
     save_checkpoint(folder / VOCABULARY, directions(pooled), {"names": names, **said})

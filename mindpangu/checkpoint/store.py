@@ -101,9 +101,10 @@ def _took(path: Path, part: Path) -> bool:
     return True
 
 
-def whole_lines(path: Path) -> list[str]:
+def whole_lines(path: Path) -> Iterator[str]:
     """The lines of a file that grows, with their ends; a last one that is still being written is left out."""
-    return [f"{line}\n" for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        yield from (line for line in file if line.endswith("\n"))
 
 
 def sidecar(path: Path) -> Path:

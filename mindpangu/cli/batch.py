@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import ExitStack, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from mindpangu.config import put
 from mindpangu.errors import UserError
 
 if TYPE_CHECKING:
-    from mindpangu.infer.batch import BatchModels, Run
+    from mindpangu.infer.batch import BatchModels, Plan
+    from mindpangu.parallel.ranks import Ranks
 
 BAD_ROWS = 3  # exit code: everything is drawn but what errors.jsonl lists
 
@@ -37,7 +40,8 @@ def batch(
 ) -> None:
     """Draw a file of prompts; under msrun, by several processes. Exit code 3: some rows could not be drawn."""
     from mindpangu.checkpoint.store import only_writer
-    from mindpangu.infer.batch import BatchModels, Run, make_plan
+    from mindpangu.config import open_text
+    from mindpangu.infer.batch import BatchModels, make_plans
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.parallel.ranks import join
 
@@ -47,43 +51,59 @@ def batch(
         put(defaults, text)
     models = BatchModels(PanGuDraw.from_pretrained(model, device), model, device)
     ranks = join()
-    plan = make_plan(prompts, defaults, models, batch_size, f".{form}", per_shard if shards else None)
+    plans = make_plans(prompts, defaults, models, batch_size, f".{form}", per_shard if shards else None)
+    first = next(plans)  # what is wrong with the whole file is said before anything is written
+    with open_text(prompts) as lines:
+        expected = sum(1 for _ in lines)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out) if ranks.first else nullcontext():
-        _draw(Run(plan, out, batch_size, ranks), models)
-    if plan.bad:
+        bad = _draw(chain([first], plans), expected, out, batch_size, models, ranks)
+    if bad:
         raise typer.Exit(BAD_ROWS)
 
 
-def _draw(run: Run, models: BatchModels) -> None:
-    """Draw what is left, with progress, and write the summary."""
-    from mindpangu.checkpoint.store import write_atomically
-    from mindpangu.infer.batch import ERRORS, whole
+def _draw(plans: Iterable[Plan], expected: int, out: Path, batch_size: int, models: BatchModels, ranks: Ranks) -> int:
+    """Draw what is left, with progress, and write the summary; the number of rows that could not be drawn.
 
-    plan, out, ranks = run.plan, run.out, run.ranks
+    `expected`: how many pictures, as far as it is known before the rows are read.
+    """
+    from mindpangu.checkpoint.store import write_atomically
+    from mindpangu.infer.batch import ERRORS, Run, finished, gone
+
     ranks.wait()
-    started, mine = time.monotonic(), sum(unit.pictures for unit in run.left)
-    shown: dict[str, Any] = {"total": run.done + mine, "initial": run.done, "unit": "picture"}
-    with runtime.kept_graphs(run.graph_key(models)), tqdm(**shown, disable=not ranks.first) as bar:
-        bar.set_postfix(bad_rows=len(plan.bad))
-        for count in run(models):
-            bar.update(count)
+    started, done = time.monotonic(), finished(out)
+    pictures = bad = found = drawn = 0
+    digest = ""
+    with ExitStack() as stack, tqdm(total=expected, unit="picture", disable=not ranks.first) as bar:
+        for plan in plans:
+            run = Run(plan, out, batch_size, ranks, done)
+            if run.left and not drawn:  # where more blocks follow, what they compile is known by the run alone
+                stack.enter_context(runtime.kept_graphs(run.graph_key(models), plan.last or (plan.number, plan.digest)))
+            pictures, bad, found, digest = pictures + plan.pictures, bad + len(plan.bad), found + run.done, plan.digest
+            if plan.last:
+                bar.total = found + drawn + sum(unit.pictures for unit in run.left)
+            bar.set_postfix(bad_rows=bad)
+            bar.update(run.done)
+            for count in run(models):
+                drawn += count
+                bar.update(count)
     ranks.wait()
     if ranks.first:
         seconds = time.monotonic() - started
         summary = {
-            "pictures": plan.pictures,
-            "bad_rows": len(plan.bad),
-            "found_finished": run.done,
-            "drawn_by_first_process": mine,
+            "pictures": pictures,
+            "bad_rows": bad,
+            "found_finished": found,
+            "drawn_by_first_process": drawn,
             "processes": ranks.size,
             "seconds": round(seconds, 1),
-            "pictures_per_second": round(ranks.size * mine / seconds, 2) if mine else None,
-            "digest": plan.digest,
+            "pictures_per_second": round(ranks.size * drawn / seconds, 2) if drawn else None,
+            "digest": digest,
         }
         write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-        gone = sum(unit.pictures for unit in plan.units if not whole(out, unit))
-        if gone:
-            raise UserError(f"{out}: {gone} of {plan.pictures} pictures are gone since they were drawn; run it again")
-        print(f"{plan.pictures} pictures in {out}", end="")
-        print(f"; {len(plan.bad)} rows could not be drawn: {out / ERRORS}" if plan.bad else "")
+        missing = gone(out)
+        if missing:
+            raise UserError(f"{out}: {missing} of {pictures} pictures are gone since they were drawn; run it again")
+        print(f"{pictures} pictures in {out}", end="")
+        print(f"; {bad} rows could not be drawn: {out / ERRORS}" if bad else "")
+    return bad

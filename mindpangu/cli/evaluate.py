@@ -96,7 +96,7 @@ def coop(
     config: Path = typer.Option(COOP, help="The recipe; see docs/coop.md."),
     data: Path = DATA,
     groups: str = GROUPS,
-    count: int = typer.Option(64, help="Prompts, each with a line drawing; for a quarter of them another thing's."),
+    count: int = typer.Option(64, help="Prompts, each with a real picture's lines; a quarter with another thing's."),
     seeds: int = typer.Option(3, help="Each drawn so many times."),
     steps: int = typer.Option(30),
     only: list[str] = typer.Option([], help="One way of drawing by its name in the table; may be repeated."),
@@ -115,7 +115,7 @@ def coop(
     recipe = load(config, CoopConfig)
     host = recipe.members[recipe.output].model
     pipeline, pictures = _open(data, host, groups)
-    experiment = Experiment(config, pictures, data, Judge(), count, steps)
+    experiment = Experiment(config, pictures, Judge(), count, steps)
     experiment.models[host] = pipeline
     ways = experiment.ways
     unknown = [name for name in only if name not in ways]

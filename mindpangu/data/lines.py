@@ -27,6 +27,13 @@ def edges(picture: np.ndarray, smoothing: float = SMOOTHING, low: float = LOW, h
     return np.asarray(canny(grey, smoothing, low, high), bool)
 
 
+def by_hand(where: np.ndarray) -> np.ndarray:
+    """Edges (H, W) bool, three pixels wide: as thick as a person draws them."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(where), bool)
+
+
 def as_lines(where: np.ndarray) -> np.ndarray:
     """(H, W) bool -> (H, W, 3) uint8: white where true, on black."""
     return np.repeat(where[..., None].astype(np.uint8) * 255, 3, axis=2)

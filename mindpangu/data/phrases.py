@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from mindpangu.data.lexicon import Noun
 from mindpangu.data.sources import STYLES
@@ -225,8 +225,8 @@ def style_words(style: str, language: str) -> tuple[str, ...]:
     return STYLES[style].words_en if language == "en" else STYLES[style].words_zh
 
 
-def spoken(nouns: Iterable[Noun], tags: Iterable[str]) -> Iterator[str]:
-    """All names and phrases that captions are made of."""
+def spoken(nouns: Iterable[Noun], tags: Iterable[str], unknown: Collection[str] = ()) -> Iterator[str]:
+    """All names and phrases that captions are made of, without words for `unknown`: "count", "size"."""
     for one in nouns:
         yield from (one.emoji, one.plural or "", *one.name.values())
         for language, names in one.other.items():
@@ -239,8 +239,13 @@ def spoken(nouns: Iterable[Noun], tags: Iterable[str]) -> Iterator[str]:
     for style in STYLES.values():
         yield from (*style.words_en, *style.words_zh)
     for language in LANGUAGES:
-        for table in (PLACE_WORDS[language], RELATIONS[language], NUMBERS[language], SIZE_WORDS[language]):
+        tables = [PLACE_WORDS[language], RELATIONS[language]]
+        tables += [NUMBERS[language]] if "count" not in unknown else []
+        tables += [SIZE_WORDS[language]] if "size" not in unknown else []
+        for table in tables:
             for words in table.values():
                 yield from words
-        for phrases in (SEVERAL, OPINIONS, ASIDES_BEFORE, ASIDES_AFTER, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
+        if "count" not in unknown:
+            yield from (f" {phrase}." for phrase in SEVERAL[language])
+        for phrases in (OPINIONS, ASIDES_BEFORE, ASIDES_AFTER, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
             yield from (f" {phrase}." for phrase in phrases[language])

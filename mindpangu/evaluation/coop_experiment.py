@@ -1,6 +1,7 @@
 """The experiment on Coop-Diffusion: does a picture made by two models keep the words of one and the lines of the other?
 
-Always beside it: each model alone, handing the finished picture on, and the algorithm as printed (docs/results).
+Both can be obeyed: the line drawing is of a real picture in the asked style, which scores 1 on either side. Always
+beside it: each model alone, handing the finished picture on, and the algorithm as printed (docs/results).
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from tqdm import tqdm
 
 from mindpangu.config import load
 from mindpangu.data import manifest
-from mindpangu.data.lines import LINE_STYLE, edges
-from mindpangu.data.scenes import SIZES
+from mindpangu.data.lines import as_lines, by_hand, edges
+from mindpangu.data.phrases import style_words
+from mindpangu.data.scenes import nearest_colour
 from mindpangu.errors import UserError
-from mindpangu.evaluation.judge import SIDE, Galleries, Pictures, prompt_for
-from mindpangu.images import parse_size, read_picture
+from mindpangu.evaluation.judge import COUNTED_ON, SIDE, TOP, Galleries, Pictures, frame
+from mindpangu.images import parse_size
 from mindpangu.infer.coop import CoopConfig, CoopDraw
 from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.features import Judge
-from mindpangu.metrics.scores import edge_f1, frechet_distance
+from mindpangu.metrics.scores import StyleClassifier, edge_f1, frechet_distance
 
 CONFLICTING = 0.25  # share of the cases whose drawing is of another thing than the words
+GROUNDS = tuple(colour for colour in COUNTED_ON if colour != "white")  # that the words of conflicting cases name
+KEPT = 0.8  # F1 from which the lines count as kept
 BATCH = 8
-LINES_IN_COLOUR = "openmoji"  # the style whose outlines are the line drawings
 STRENGTHS = (0.5, 0.7, 0.9)  # of handing the finished picture on
 
 Images = list[np.ndarray]
@@ -44,14 +47,14 @@ TO_HOST, TO_GUEST = "weights.{host}.{guest}", "weights.{guest}.{host}"
 WITH_LINES: dict[str, tuple[str, ...]] = {
     **ALONE,
     "coop": (),
-    **{f"d = {d}": (f"{TO_HOST}.share={d}",) for d in (0.0, 0.3, 0.5, 0.9, 1.0)},
-    **{f"back {d}": (f"{TO_GUEST}.share={d}",) for d in (0.1, 0.5, 0.7)},
-    **{f"down to t = {t}": (f"{TO_HOST}.above={t}", f"{TO_GUEST}.above={t}") for t in (200, 500)},
-    "fading to t = 0": (f"{TO_HOST}.fade=true", f"{TO_GUEST}.fade=true"),
-    "one way": (ONE_WAY,),
+    **{f"d = {d}": (f"{TO_HOST}.share={d}",) for d in (0.3, 0.5, 0.9)},
+    **{
+        f"effect {d}, below t = {t}": (f"{TO_HOST}={{{{share: {d}, effect: true, below: {t}}}}}", ONE_WAY)
+        for d, t in ((1.0, 1000), (1.5, 1000), (1.5, 900), (2.0, 900))
+    },
+    "lines first, to t = 500": (f"{TO_HOST}.above=500", f"{TO_GUEST}.above=500"),
+    "words first, to t = 600": (f"{TO_HOST}.below=600", f"{TO_GUEST}.below=600"),
     "image bridge": (f"{TO_HOST}.bridge=null", f"{TO_GUEST}.bridge=null"),
-    "bridge every 3rd step": ("bridge_every=3",),
-    "matched at equal t": ("match=t",),
     # One constant d both ways down to the end, by way of the picture, noise schedules at equal t.
     "algorithm 1 as printed, d = 0.5": (
         "match=t",
@@ -70,73 +73,65 @@ OF_SIZES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt for a (concept, style) pair and the line drawing that goes with it, of `drawn`'s concept."""
+    """Words for the (concept, style) pair of `record`, and lines after the real picture of `drawn`, in the same style.
+
+    `edges`: (SIDE, SIDE) bool, of that picture. `ground`: its ground's colour in the words. `by_hand`: the lines are
+    thick, as a person's would be, and not one pixel wide.
+    """
 
     record: manifest.Record
-    drawn: str
-    drawing: Image.Image
+    drawn: manifest.Record
+    edges: np.ndarray
+    ground: str
+    by_hand: bool
 
     @property
     def agrees(self) -> bool:
         """Whether words and lines are of the same thing."""
-        return self.drawn == self.record.concept
+        return self.drawn == self.record
 
     @property
     def prompt(self) -> str:
         """What the text model is told."""
-        return prompt_for(self.record, "en")
+        ground = [] if self.ground == "white" else [f"{self.ground} background"]
+        return ", ".join([self.record.name["en"], *ground, style_words(self.record.style, "en")[0]])
 
     @property
-    def edges(self) -> np.ndarray:
-        """The edges of the drawing, (SIDE, SIDE) bool."""
-        return edges(np.asarray(self.drawing.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
+    def drawing(self) -> Image.Image:
+        """Dark lines on white."""
+        return Image.fromarray(255 - as_lines(by_hand(self.edges) if self.by_hand else self.edges))
 
 
-def on_canvas(art: Image.Image, side: int = 3 * SIDE) -> Image.Image:
-    """A line drawing of the data set, as large on white as the pictures are."""
-    inner = round(side * SIZES[""])
-    canvas = Image.new("RGB", (side, side), "white")
-    placed = art.resize((inner, inner), Image.Resampling.LANCZOS)
-    canvas.paste(placed, ((side - inner) // 2,) * 2, placed)
-    return canvas
-
-
-def cases(pictures: Pictures, folder: Path, count: int, seed: int, conflicting: float) -> list[Case]:
-    """`count` trained pairs with the line drawing of their concept, the last ones with one of another concept.
-
-    Raises:
-        UserError: the data set has no line drawings.
-    """
-    files = {r.concept: folder / r.file for r in manifest.read(folder, (LINE_STYLE,))}
-    asked = [r for r in pictures.asked("train") if r.concept in files]
-    rng = np.random.default_rng(seed)
-    chosen = [asked[i] for i in rng.permutation(len(asked))[:count]]
+def cases(pictures: Pictures, count: int, seed: int, conflicting: float) -> list[Case]:
+    """`count` trained pairs with lines of their own picture, the last ones with another one's in the same style."""
+    chosen = pictures.some("train", count, seed)
     found = []
     for i, record in enumerate(chosen):
-        other = chosen[(i + len(chosen) // 2) % len(chosen)].concept
-        drawn = record.concept if i < round(len(chosen) * (1 - conflicting)) else other
-        found.append(Case(record, drawn, on_canvas(read_picture(files[drawn]))))
+        drawn, ground = record, "white"
+        others = [r for r in chosen if r.style == record.style and r.concept != record.concept]
+        if i >= round(len(chosen) * (1 - conflicting)) and others:
+            drawn, ground = others[i % len(others)], GROUNDS[i % len(GROUNDS)]
+        found.append(Case(record, drawn, edges(pictures.render(drawn)), ground, bool(i % 2)))
     return found
 
 
 class Experiment:
     """The cases, the two models and the judge; `measure` one way of drawing after the other."""
 
-    def __init__(self, config: Path, pictures: Pictures, data: Path, judge: Judge, count: int, steps: int) -> None:
+    def __init__(self, config: Path, pictures: Pictures, judge: Judge, count: int, steps: int) -> None:
         """Raises: UserError."""
         self.config, self.pictures, self.judge, self.steps = config, pictures, judge, steps
         self.recipe = load(config, CoopConfig)
         self.lined = any(member.controls for member in self.recipe.members.values())
         if len(self.recipe.members) != 2:
             raise UserError(f"{config}: {len(self.recipe.members)} members; the experiment is about two")
-        self.cases = cases(pictures, data, count, seed=0, conflicting=CONFLICTING if self.lined else 0.0)
-        self.own = {r.concept: data / r.file for r in manifest.read(data) if r.style == LINES_IN_COLOUR}
+        self.cases = cases(pictures, count, seed=0, conflicting=CONFLICTING if self.lined else 0.0)
         self.models: dict[str, PanGuDraw] = {}
         self.galleries = Galleries(pictures, judge)
-        self.given = [case.edges for case in self.cases]
         styles = sorted({case.record.style for case in self.cases})
         real = [r for r in pictures.asked("train") if r.style in styles]
         self.real = judge([pictures.render(r) for r in real])
+        self.style_of = StyleClassifier(self.real, [r.style for r in real])
 
     def coop(self, *overrides: str) -> Draw:
         """Drawing with the recipe, changed by overrides."""
@@ -168,9 +163,9 @@ class Experiment:
 
         return draw
 
-    def in_colour(self, part: Sequence[Case], seed: int) -> Images:
-        """What the drawings' artist made of them: whose text score is what true lines leave room for."""
-        return [_at_full_size(on_canvas(read_picture(self.own[case.drawn]))) for case in part]
+    def real_pictures(self, part: Sequence[Case], seed: int) -> Images:
+        """What is asked for, where words and lines agree; else what the lines are of, on the ground that is named."""
+        return [self.pictures.render(case.drawn, case.ground) for case in part]
 
     def _named(self, overrides: Sequence[str]) -> list[str]:
         host = self.recipe.output
@@ -186,8 +181,7 @@ class Experiment:
         }
         if self.lined:
             found.update({f"handed on, strength {s}": partial(self.handed_on, s) for s in STRENGTHS})
-        if self.lined and self.own:
-            found["yardstick: the drawing's own picture in colour"] = lambda: self.in_colour
+            found["yardstick: the real picture"] = lambda: self.real_pictures
         return found
 
     def measure(self, draw: Draw, seeds: int, bar: tqdm) -> tuple[dict[str, Any], Images]:
@@ -215,15 +209,25 @@ class Experiment:
         return figures, first
 
     def _scores(self, drawn: Images) -> dict[str, float]:
-        found = {}
-        for name, wanted in (("agree", True), ("conflict", False)):
-            rows = [i for i, case in enumerate(self.cases) if case.agrees == wanted]
-            if rows:
-                recall = self.galleries.recall([self.cases[i].record for i in rows], [drawn[i] for i in rows])
-                found[f"text_{name}"] = recall["R@5"]
-                if self.lined:
-                    kept = [edge_f1(self.given[i], edges(drawn[i])) for i in rows]
-                    found[f"control_{name}"] = float(np.mean(kept))
+        found: dict[str, float] = {}
+        asked = [case.record for case in self.cases]
+        features = self.judge(drawn)
+        text = self.galleries.ranks(asked, features) <= TOP
+        of_all = self.galleries.ranks_of_all(asked, features) <= TOP
+        style = np.array([said == r.style for said, r in zip(self.style_of(features), asked)])
+        ground = np.array([nearest_colour(np.median(frame(x), 0)) == c.ground for x, c in zip(drawn, self.cases)])
+        kept = np.array([edge_f1(case.edges, edges(x)) for x, case in zip(drawn, self.cases)])
+        agree = np.array([case.agrees for case in self.cases])
+        words = {"agree": {"text": text, "text_of_all": of_all, "style": style}}
+        words["conflict"] = {"ground": ground, "style": style}
+        for name, rows in (("agree", agree), ("conflict", ~agree)):
+            if not rows.any():
+                continue
+            found.update({f"{key}_{name}": float(values[rows].mean()) for key, values in words[name].items()})
+            if self.lined:
+                obeyed = text if name == "agree" else ground & style
+                found[f"control_{name}"] = float(kept[rows].mean())
+                found[f"both_{name}"] = float((obeyed & (kept >= KEPT))[rows].mean())
         return found
 
 
@@ -233,10 +237,15 @@ def _at_full_size(image: Image.Image) -> np.ndarray:
 
 
 COLUMNS = {
-    "text_agree": "text R@5",
-    "control_agree": "control F1",
-    "text_conflict": "text R@5, conflicting",
-    "control_conflict": "control F1, conflicting",
+    "text_agree": "words: R@5",
+    "text_of_all_agree": "R@5 of all styles",
+    "style_agree": "style",
+    "control_agree": "lines: F1",
+    "both_agree": f"R@5 and F1 ≥ {KEPT}",
+    "ground_conflict": "conflict: ground",
+    "style_conflict": "style",
+    "control_conflict": "lines: F1",
+    "both_conflict": f"ground, style and F1 ≥ {KEPT}",
 }
 
 

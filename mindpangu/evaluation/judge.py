@@ -18,7 +18,7 @@ from mindpangu.errors import UserError
 from mindpangu.images import to_model, to_pictures
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.metrics.features import Judge
-from mindpangu.metrics.scores import psnr, ranks, recall_at
+from mindpangu.metrics.scores import psnr, ranks, ranks_of_any, recall_at
 
 SIDE = 128
 ENCODE_BATCH = 16
@@ -106,13 +106,24 @@ class Galleries:
 
     def recall(self, records: Sequence[manifest.Record], images: Sequence[np.ndarray]) -> dict[str, float]:
         """R@1 and R@5 of `images` for the pictures that `records` describe, among all of the same style."""
-        features, found = self.judge(images), np.zeros(len(images), int)
+        found = self.ranks(records, self.judge(images))
+        return {"R@1": recall_at(found, 1), "R@5": recall_at(found, 5)}
+
+    def ranks(self, records: Sequence[manifest.Record], features: np.ndarray) -> np.ndarray:
+        """Ranks (N,) for features (N, F) of the pictures that `records` describe, among all of the same style."""
+        found = np.zeros(len(features), int)
         for style, (concepts, gallery) in self._of_style.items():
             rows = [i for i, r in enumerate(records) if r.style == style]
             if rows:
                 answers = np.array([concepts.index(records[i].concept) for i in rows])
                 found[rows] = ranks(features[rows], gallery, answers)
-        return {"R@1": recall_at(found, 1), "R@5": recall_at(found, 5)}
+        return found
+
+    def ranks_of_all(self, records: Sequence[manifest.Record], features: np.ndarray) -> np.ndarray:
+        """Ranks (N,) of the best picture of each record's concept, in any style, among all pictures of all styles."""
+        concepts = np.array([concept for of_style, _ in self._of_style.values() for concept in of_style])
+        gallery = np.concatenate([features for _, features in self._of_style.values()])
+        return ranks_of_any(features, gallery, np.array([r.concept for r in records])[:, None] == concepts)
 
     def recall_any(
         self, asked: Sequence[tuple[Sequence[str], str]], images: Sequence[np.ndarray]
@@ -206,7 +217,7 @@ def judge_compositions(pictures: Pictures, judge: Judge, count: int, seed: int, 
     def check(images: Sequence[np.ndarray]) -> dict[str, float]:
         colour_right, found = [], []
         for image, (colour, parts) in zip(images, scenes):
-            colour_right.append(nearest_colour(np.median(_frame(image), axis=0)) == colour)
+            colour_right.append(nearest_colour(np.median(frame(image), axis=0)) == colour)
             features = judge([_crop(image, place) for _, place in parts])
             place_ranks = ranks(features, galleries[colour], np.array([number for number, _ in parts]))
             found.append([bool(r <= TOP) for r in place_ranks])
@@ -262,7 +273,7 @@ def judge_counts(pictures: Pictures, judge: Judge, count: int, seed: int, draw: 
             corners = [(round(SIDE * (0.5 + dy) - side / 2), round(SIDE * (0.5 + dx) - side / 2)) for dx, dy in offsets]
             features = judge([image[top : top + side, left : left + side] for top, left in corners])
             each = ranks(features, galleries[colour], np.full(number, place)) <= TOP
-            right = nearest_colour(np.median(_frame(image), axis=0)) == colour
+            right = nearest_colour(np.median(frame(image), axis=0)) == colour
             found.append((float(each.mean()), shapes_on_ground(image) == number, right))
         return found
 
@@ -289,7 +300,7 @@ def shapes_on_ground(image: np.ndarray) -> int:
     """How many separate shapes stand on the ground of an (H, W, 3) uint8 picture: those of a fair size."""
     from scipy.ndimage import binary_closing, label
 
-    ground = np.median(_frame(image), axis=0)
+    ground = np.median(frame(image), axis=0)
     drawn = np.abs(image.astype(int) - ground).max(-1) > SHAPE
     labels, found = label(binary_closing(np.pad(drawn, CLOSING), iterations=CLOSING))
     if not found:
@@ -311,7 +322,8 @@ def _pool(pictures: Pictures, rng: np.random.Generator) -> tuple[str, list[manif
     return style, [trained[i] for i in rng.permutation(len(trained))[:POOL]]
 
 
-def _frame(image: np.ndarray) -> np.ndarray:
+def frame(image: np.ndarray) -> np.ndarray:
+    """Pixels (N, 3) of the top and bottom border, whose median is the ground."""
     return np.concatenate([image[:BORDER].reshape(-1, 3), image[-BORDER:].reshape(-1, 3)])
 
 

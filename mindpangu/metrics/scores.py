@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -33,6 +35,35 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, answers: np.ndarray) -> np.n
     similarity = unit(queries - centre) @ unit(gallery - centre).T
     right = similarity[np.arange(len(queries)), answers][:, None]
     return (similarity >= right).sum(1)
+
+
+def ranks_of_any(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The same for the best of several right rows; the other right ones do not count. `right`: (Q, G) bool."""
+    centre = gallery.mean(0)
+    similarity = unit(queries - centre) @ unit(gallery - centre).T
+    best = np.where(right, similarity, -np.inf).max(1, keepdims=True)
+    return 1 + ((similarity >= best) & ~right).sum(1)
+
+
+class StyleClassifier:
+    """A linear classifier of features (N, F): ridge regression of the class, one of many against the rest."""
+
+    RIDGE = 1e-2  # of the features' mean variance, times their number
+
+    def __init__(self, features: np.ndarray, classes: Sequence[str]) -> None:
+        """Fitted to features whose classes are known."""
+        self.names = sorted(set(classes))
+        wanted = np.array([[name == one for one in self.names] for name in classes], np.float64)
+        self.centre, self.mean = features.mean(0), wanted.mean(0)
+        x = unit(features - self.centre)
+        gram = x.T @ x
+        ridge = self.RIDGE * np.trace(gram) / len(gram)
+        self.weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), x.T @ (wanted - self.mean))
+
+    def __call__(self, features: np.ndarray) -> list[str]:
+        """The class of each row."""
+        scores = unit(features - self.centre) @ self.weights + self.mean
+        return [self.names[i] for i in scores.argmax(1)]
 
 
 def recall_at(rank: np.ndarray, k: int) -> float:

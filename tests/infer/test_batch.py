@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from mindpangu.data.shards import Shard
 from mindpangu.errors import UserError
-from mindpangu.infer.batch import BatchModels, Run, finished, make_plan
+from mindpangu.infer.batch import BatchModels, Names, Run, finished, make_plans
 from mindpangu.infer.image_file import encoded, read_settings, redraw
 from mindpangu.infer.pipeline import PanGuDraw
 from mindpangu.infer.prompt_file import Row, read_rows
@@ -48,7 +48,8 @@ def written(folder, rows, name="prompts.jsonl"):
 
 
 def planned(path, models, suffix=".png", per_shard=None):
-    return make_plan(path, DEFAULTS, models, 2, suffix, per_shard)
+    (plan,) = make_plans(path, DEFAULTS, models, 2, suffix, per_shard)
+    return plan
 
 
 def contents(folder):
@@ -107,7 +108,7 @@ def drew_all(plan, out, models, ranks):
         for rank in range(ranks):
             before = finished(out)
             run = Run(plan, out, 2, Ranks(rank, ranks))
-            assert not before & {unit.number for unit in run.left}
+            assert not set(before) & {unit.number for unit in run.left}
             for _ in run(models):
                 pass
     except KeyboardInterrupt:
@@ -140,6 +141,43 @@ def test_killed_anywhere_and_with_other_ranks_the_bytes_are_the_same(quiet, mode
     assert kills >= 3
     assert contents(out) == wanted
     assert len(finished(out)) == len(plan.units)
+
+
+def test_blocks_of_rows_are_planned_one_after_the_other(models, tmp_path, uncompiled, monkeypatch):
+    """Names, units, errors and the manifest go through all of them, and each is drawn before the next is planned."""
+    from mindpangu.infer import batch
+
+    monkeypatch.setattr(batch, "BLOCK", 2)
+    rows = [*ROWS, {"prompt": "again", "file": "0000001"}, {"prompt": "a bus", "seed": 4}]
+    path, out = written(tmp_path, rows), tmp_path / "out"
+    arguments = (DEFAULTS, models, 2, ".png", None)
+    for number, plan in enumerate(make_plans(path, *arguments)):
+        assert plan.number == number and plan.last == (number == 3)
+        assert sum(Run(plan, out, 2, Ranks())(models)) == plan.pictures
+    assert len(contents(out)) == 8 and number == 3 and batch.gone(out) == 0
+    listed = [json.loads(line) for line in (out / "manifest.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(one["file"] for one in listed) == sorted(contents(out))
+    assert [one["seed"] for one in listed if one["line"] == 2] == [3, 4, 5]
+    assert [json.loads(line)["line"] for line in (out / "errors.jsonl").read_text().splitlines()] == [6]
+    plans = list(make_plans(path, *arguments))
+    assert [unit.number for plan in plans for unit in plan.units] == list(finished(out))
+    assert [Run(plan, out, 2, Ranks()).left for plan in plans] == [[]] * 4
+    (out / listed[-1]["file"]).unlink()
+    assert batch.gone(out) == 1
+    changed = list(make_plans(written(tmp_path, [*rows[:-1], ROWS[0]]), *arguments))
+    assert [plan.digest for plan in changed[:3]] == [plan.digest for plan in plans[:3]]
+    with pytest.raises(UserError, match="holds a run of other prompts"):
+        Run(changed[3], out, 2, Ranks())
+
+
+@given(st.lists(st.text("aA.b", min_size=1, max_size=3), max_size=20))
+def test_a_name_is_given_once(names):
+    """Neither case nor dots make another; of several all are taken, or none."""
+    taken, given_out = Names(), set()
+    for name in names:
+        key = name.casefold().replace(".", "_")
+        assert (taken.take([f"{name}-1.png", f"{name}.png"]) is None) == (key not in given_out)
+        given_out.add(key)
 
 
 def test_shards_hold_the_same_pictures_ready_for_training(quiet, models, tmp_path, uncompiled):

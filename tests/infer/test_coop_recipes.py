@@ -227,24 +227,26 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     from tqdm import tqdm
 
     from mindpangu.config import dump
-    from mindpangu.evaluation.coop_experiment import Experiment, grid, table
+    from mindpangu.evaluation.coop_experiment import COLUMNS, Experiment, grid, table
     from mindpangu.evaluation.judge import Pictures
     from tests.evaluation.test_judge import pixels
-    from tests.tiny import with_lines
+    from tests.tiny import SAMPLE, STYLES
 
-    with_lines(tmp_path / "data")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(dump(words_and_lines(model_folder, line_model))), encoding="utf-8")
-    pictures = Pictures.open(tmp_path / "data", ("noto",), None)
-    experiment = Experiment(recipe, pictures, tmp_path / "data", pixels, count=4, steps=1)
-    assert [case.agrees for case in experiment.cases] == [True, True, True, False]
-    assert {"text alone", "line alone", "coop", "one way", "handed on, strength 0.5"} <= set(experiment.ways)
+    pictures = Pictures.open(SAMPLE, tuple(STYLES), None)
+    experiment = Experiment(recipe, pictures, pixels, count=12, steps=1)
+    assert [case.agrees for case in experiment.cases] == [True] * 9 + [False] * 3
+    assert {"text alone", "line alone", "coop", "effect 1.5, below t = 900"} <= set(experiment.ways)
+    real = "yardstick: the real picture"
     figures, drawn = {}, {}
-    for name in ("text alone", "coop", "handed on, strength 0.5"):
+    for name in ("text alone", "coop", "effect 1.5, below t = 900", "handed on, strength 0.5", real):
         figures[name], drawn[name] = experiment.measure(experiment.ways[name](), 2, tqdm(disable=True))
-    assert set(figures["coop"]) == {
-        "text_agree", "control_agree", "text_conflict", "control_conflict", "frechet", "seconds"
-    }  # fmt: skip
-    assert table(figures).count("\n") == 4
-    assert grid(experiment.cases, drawn, 4).size == (3 * 128, 4 * 128)  # two that agree, the one that does not
+    assert set(figures["coop"]) == {*COLUMNS, "frechet", "seconds"}
+    # Words and lines can both be obeyed, in the same pictures; what obeys neither scores near nothing.
+    for key in COLUMNS:
+        assert figures[real][key]["mean"] >= (0.6 if key.startswith("style") else 1.0), key
+    assert figures["text alone"]["both_agree"]["mean"] == 0
+    assert table(figures).count("\n") == 6
+    assert grid(experiment.cases, drawn, 4).size == (4 * 128, 6 * 128)
     assert np.abs(drawn["coop"][0].astype(int) - drawn["text alone"][0]).max() > 0

@@ -8,7 +8,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindpangu.metrics.scores import edge_f1, frechet_distance, psnr, ranks, recall_at
+from mindpangu.metrics.scores import StyleClassifier, edge_f1, frechet_distance, psnr, ranks, ranks_of_any, recall_at
 
 
 def test_a_copy_of_the_answer_ranks_first():
@@ -25,6 +25,28 @@ def test_the_opposite_of_the_answer_ranks_last():
 def test_constant_features_win_nothing():
     gallery = np.random.default_rng(0).standard_normal((20, 8))
     assert (ranks(np.tile(gallery.mean(0), (20, 1)), gallery, np.arange(20)) == 20).all()
+
+
+def test_of_several_right_answers_the_best_one_counts():
+    rng = np.random.default_rng(0)
+    queries, gallery, answers = rng.standard_normal((9, 8)), rng.standard_normal((20, 8)), rng.integers(20, size=9)
+    right = answers[:, None] == np.arange(20)
+    alone = ranks(queries, gallery, answers)
+    np.testing.assert_array_equal(ranks_of_any(queries, gallery, right), alone)
+    everything = np.ones_like(right)
+    np.testing.assert_array_equal(ranks_of_any(queries, gallery, everything), 1)
+    others = rng.integers(20, size=9)
+    both = right | (others[:, None] == np.arange(20))
+    assert (ranks_of_any(queries, gallery, both) <= np.minimum(alone, ranks(queries, gallery, others))).all()
+
+
+def test_a_style_is_found_by_the_direction_that_it_has():
+    rng = np.random.default_rng(0)
+    classes = [("flat", "noto", "3D")[i % 3] for i in range(300)]
+    directions = dict(zip(("flat", "noto", "3D"), 3 * rng.standard_normal((3, 16))))
+    features = np.stack([directions[name] + rng.standard_normal(16) for name in classes])
+    style_of = StyleClassifier(features[:150], classes[:150])
+    assert np.mean([a == b for a, b in zip(style_of(features[150:]), classes[150:])]) > 0.95
 
 
 @given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 30))

@@ -53,6 +53,28 @@ def test_hints_are_light_lines_on_black_where_the_picture_has_its_lines(line_run
     np.testing.assert_array_equal(hints, again)
 
 
+def test_a_controlnet_for_a_net_with_words_sees_its_captions_too(runs, model_folder, tmp_path, uncompiled):
+    from mindpangu.infer.control import Control, control_net
+    from mindpangu.infer.pipeline import PanGuDraw
+    from mindpangu.train.control import TrainControl
+
+    values = training("structure", runs, output_dir=str(tmp_path / "control"))
+    base = str(runs / "texture" / "unet.safetensors")
+    values["diffusion"]["control"] = {"base": base, "hint_widths": [4, 4, 8, 8], "edge_share": 1.0}
+    values["optimizer"] = {"type": "muon"}
+    values["ema_half_life_images"] = 4
+    config = parse(values, TrainConfig, "test")
+    *_, hints, ids_a, ids_b, size = TrainControl(config).batch(0, 4)
+    assert hints.shape[:2] == (4, 3) and set(np.unique(hints)) == {0.0, 1.0}
+    assert ids_a.shape == ids_b.shape == (4, 12) and size.shape == (4, 1)
+    run(config)
+    model, lines = PanGuDraw.from_pretrained(str(model_folder)), Image.new("RGB", (32, 32))
+    lines.paste("white", (8, 8, 24, 24))
+    control = Control.open(control_net(tmp_path / "control"), [lines], (32, 32), lines=True, strength=50.0)
+    drawn = [model("a fox", steps=2, seed=1, controls=controls)[0].latents for controls in ((), (control,))]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+
+
 def test_a_base_of_another_shape_and_a_stem_of_another_factor_are_refused(line_runs):
     from mindpangu.train.control import TrainControl
 
