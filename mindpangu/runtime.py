@@ -276,6 +276,17 @@ def ascend_available() -> bool:
         return False
 
 
+def most_memory() -> int:
+    """Bytes that this process has had at most: of the NPU's memory, or on a CPU of the machine's."""
+    import resource
+
+    import mindspore
+
+    if _device == "Ascend":
+        return int(mindspore.runtime.max_memory_reserved())
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def start(device: str = "auto", memory: Optional[str] = None) -> str:
     """Import MindSpore, choose graph mode and the device, and return the device's name ("CPU" or "Ascend").
 

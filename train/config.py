@@ -124,7 +124,8 @@ class CallbacksConfig:
     each also happens at the end.
 
     `keep_checkpoint_max`: how many checkpoints are kept; an older one goes only when a newer one has been read back.
-    `tensorboard`: event files too (the extra `watch`).
+    `tensorboard`: event files too (the extra `watch`). `hang_seconds`: a process that is at one thing for longer says
+    so, with its rank; None: it does not.
     """
 
     log_images: int = 1024
@@ -133,10 +134,13 @@ class CallbacksConfig:
     checkpoint_images: int = 8192
     keep_checkpoint_max: int = 2
     tensorboard: bool = False
+    hang_seconds: Optional[float] = 600.0
 
     def __post_init__(self) -> None:
         if self.keep_checkpoint_max < 1:
             raise ValueError(f"keep_checkpoint_max {self.keep_checkpoint_max}: at least 1 is needed")
+        if self.hang_seconds is not None and self.hang_seconds <= 0:
+            raise ValueError(f"hang_seconds {self.hang_seconds}: more than 0 is needed, or null")
 
 
 @dataclass(frozen=True)

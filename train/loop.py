@@ -26,6 +26,7 @@ from mindpangu.train.schedule import coefficients, learning_rate
 from mindpangu.train.state import State, average_share, load_state, save_state
 from mindpangu.train.stats import Record
 from mindpangu.train.step import LOSS_SCALE, TrainStep
+from mindpangu.train.watch import FIRST_STEP, Watch
 
 EMA_EVERY = 8  # steps between updates of the average, which is exact at this spacing
 
@@ -72,6 +73,11 @@ class Meter:
         yield
         self.waited += time.monotonic() - asked
 
+    @property
+    def waited_share(self) -> float:
+        """The share of the time since the last line in which the net waited for data."""
+        return self.waited / max(time.monotonic() - self.started, 1e-9)
+
     def line(self, state: State, lr: float, norm: float) -> dict[str, Any]:
         """The line, after which all is counted anew; the run's seconds are brought up to date."""
         spent = time.monotonic() - self.started
@@ -89,6 +95,14 @@ class Meter:
         }
         self._begin(state.nimg)
         return line
+
+
+def each_rank(ranks: Ranks, meter: Meter) -> dict[str, list[float]]:
+    """Of several processes, what each one's data made it wait (a share of the time) and its memory at most, in GB."""
+    if ranks.size == 1:
+        return {}
+    waited, memory = ranks.gather([meter.waited_share, runtime.most_memory() / 1e9]).T.round(4).tolist()
+    return {"waited_by_rank": waited, "memory_gb_by_rank": memory}
 
 
 def git_commit() -> str:
@@ -185,22 +199,25 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
     resumed = load_state(folder, step, config) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
     record = Record(folder, state.nimg, config.callbacks.tensorboard) if ranks.first else None
-    meter, due = Meter(state.nimg), False
+    meter, due, first = Meter(state.nimg), False, state.nimg
+    watch = Watch(folder, ranks.rank, config.callbacks.hang_seconds)
     bar = progress_bar(folder.name, state, total, ranks.first)
 
     def passed(every: int) -> bool:
         return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
 
-    with ThreadPoolExecutor(1) as pool, record or nullcontext():
+    with ThreadPoolExecutor(1) as pool, record or nullcontext(), watch:
         mine = ranks.part(batch_size)
         upcoming = pool.submit(task.batch, state.nimg, batch_size, mine)
         while state.nimg < end:
             # Gradients and step, while the next batch is made.
-            with meter.waiting():
+            with meter.waiting(), watch.phase("waiting for data", state.nimg):
                 batch = upcoming.result()
             upcoming = pool.submit(task.batch, state.nimg + batch_size, batch_size, mine)
             lr = learning_rate(config.lr_schedule, state.nimg, total)
-            loss, norm = whole_step(step, coefficients(config.optimizer, lr, state.step + 1, state.loss_scale), batch)
+            factors = coefficients(config.optimizer, lr, state.step + 1, state.loss_scale)
+            with watch.phase("step", state.nimg, FIRST_STEP if state.nimg == first else 1):
+                loss, norm = whole_step(step, factors, batch)
             state.count(batch_size, math.isfinite(norm), sense)
             bar.update(batch_size)
             if state.taken:
@@ -214,20 +231,25 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
             measured = state.taken and passed(config.callbacks.noise_level_images)
             shown = passed(config.callbacks.sample_images)
             average = step.whole_average() if (measured or shown) and (ranks.first or step.shared) else {}
-            if record is not None and (measured or passed(config.callbacks.log_images)):
-                line = meter.line(state, lr, norm)
-                record.line({**line, "by_noise_level": task.by_noise_level(average)} if measured else line)
-                bar.set_postfix(loss=line["loss"], skipped=state.skipped)
+            if measured or passed(config.callbacks.log_images):
+                by_rank = each_rank(ranks, meter)
+                line = {**meter.line(state, lr, norm), **by_rank}
+                if record is not None:
+                    with watch.phase("measuring", state.nimg, FIRST_STEP):
+                        record.line({**line, "by_noise_level": task.by_noise_level(average)} if measured else line)
+                    bar.set_postfix(loss=line["loss"], skipped=state.skipped)
             due = due or passed(config.callbacks.checkpoint_images)
             if due and (state.taken or state.nimg >= end):
                 due = False
-                whole = step.whole_state() if ranks.first or step.shared else {}
-                if ranks.first:
-                    kept = config.callbacks.keep_checkpoint_max
-                    save_state(folder, state, whole, card(state, config), kept)
+                with watch.phase("checkpoint", state.nimg):
+                    whole = step.whole_state() if ranks.first or step.shared else {}
+                    if ranks.first:
+                        kept = config.callbacks.keep_checkpoint_max
+                        save_state(folder, state, whole, card(state, config), kept)
             if record is not None and shown:
                 picture = folder / f"samples-{state.nimg:08d}.png"
-                task.samples(average, picture)
+                with watch.phase("samples", state.nimg, FIRST_STEP):
+                    task.samples(average, picture)
                 record.samples(picture, state.nimg)
         upcoming.cancel()
     bar.close()

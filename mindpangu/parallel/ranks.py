@@ -36,6 +36,15 @@ class Ranks:
 
             ops.AllReduce()(Tensor(np.zeros(1, np.float32))).asnumpy()
 
+    def gather(self, numbers: Sequence[float]) -> np.ndarray:
+        """(size, N) float32: the N numbers of each process, which all call this."""
+        mine = np.array(numbers, np.float32)
+        if self.size == 1:
+            return mine[None]
+        from mindspore import Tensor, ops
+
+        return ops.AllGather()(Tensor(mine)).asnumpy().reshape(self.size, -1)
+
 
 ALONE = Ranks()
 

@@ -101,6 +101,9 @@ def test_processes_that_share_every_batch_train_as_one_does(runs, tmp_path_facto
         assert np.abs(one[name] - several[name]).max() <= tolerance * scale, name
     lines = [json.loads(line) for line in (folder / "several" / "stats.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [40, 80, 120, 160]
+    for line in lines:
+        assert len(line["waited_by_rank"]) == len(line["memory_gb_by_rank"]) == workers
+        assert all(0 <= share <= 1 for share in line["waited_by_rank"]) and min(line["memory_gb_by_rank"]) > 0.05
 
 
 def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path):
