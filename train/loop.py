@@ -6,8 +6,9 @@ import math
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Protocol
 
@@ -206,7 +207,9 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
     def passed(every: int) -> bool:
         return state.nimg // every != (state.nimg - batch_size) // every or state.nimg >= end
 
-    with ThreadPoolExecutor(1) as pool, record or nullcontext(), watch:
+    saving: Future[None] = Future()  # of the newest checkpoint, which is written while the net trains on
+    saving.set_result(None)
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as writer, record or nullcontext(), watch:
         mine = ranks.part(batch_size)
         upcoming = pool.submit(task.batch, state.nimg, batch_size, mine)
         while state.nimg < end:
@@ -224,6 +227,8 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
                 meter.losses.append(loss)
             elif state.in_a_row > config.runner_wrapper.max_skips:
                 stop_at(state, batch, config, ranks)
+            if saving.done():
+                saving.result()  # what went wrong is said now
             # Average.
             if state.taken and state.step % EMA_EVERY == 0:
                 step.average(Tensor(average_share(config.ema_half_life_images, EMA_EVERY * batch_size, state.nimg)))
@@ -242,16 +247,21 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
             if due and (state.taken or state.nimg >= end):
                 due = False
                 with watch.phase("checkpoint", state.nimg):
+                    saving.result()  # the one before
                     whole = step.whole_state() if ranks.first or step.shared else {}
                     if ranks.first:
-                        kept = config.callbacks.keep_checkpoint_max
-                        save_state(folder, state, whole, card(state, config), kept)
+                        # Copies, for on a CPU a weight's array is its memory, and the next steps change that.
+                        whole = {name: value.copy() for name, value in whole.items()}
+                        kept, said = config.callbacks.keep_checkpoint_max, card(state, config)
+                        saving = writer.submit(save_state, folder, replace(state), whole, said, kept)
             if record is not None and shown:
                 picture = folder / f"samples-{state.nimg:08d}.png"
                 with watch.phase("samples", state.nimg, FIRST_STEP):
                     task.samples(average, picture)
                 record.samples(picture, state.nimg)
         upcoming.cancel()
+        with watch.phase("checkpoint", state.nimg):
+            saving.result()
     bar.close()
     # What was trained since the average last moved.
     step.average(Tensor(average_share(config.ema_half_life_images, state.step % EMA_EVERY * batch_size, state.nimg)))

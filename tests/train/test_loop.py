@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -363,6 +364,53 @@ def test_the_average_that_is_exported_has_seen_the_last_step(tmp_path):
     assert (moved > 0.5).all() and (moved <= 1).all()
     state = load_tensors(states(config.output_dir)[0])
     np.testing.assert_array_equal(state["average.w"], first)  # what is resumed is not what is exported
+
+
+def test_a_checkpoint_is_written_while_the_net_trains_on_and_holds_what_was_then(tmp_path, monkeypatch):
+    from mindpangu.train import loop
+
+    class Noting(Line):
+        asked = 0
+
+        def batch(self, nimg, count, part=slice(None)):
+            Noting.asked = nimg
+            return super().batch(nimg, count, part)
+
+    changes = {"runner_config": {"images": 32}, "callbacks": {"log_images": 8, "checkpoint_images": 16}}
+    quiet = config_in(tmp_path / "quiet", **changes)
+    fit_line(quiet)
+    save, asked = loop.save_state, []
+
+    def slow(folder, state, *rest):
+        ends = time.monotonic() + 20
+        while state.nimg == 16 and Noting.asked < 24 and time.monotonic() < ends:
+            time.sleep(0.001)
+        asked.append(Noting.asked)
+        save(folder, state, *rest)
+
+    monkeypatch.setattr(loop, "save_state", slow)
+    config = config_in(tmp_path / "slow", **changes)
+    fit_line(config, task=Noting())
+    assert asked[0] >= 24  # two batches on
+    for one, other in zip(states(config.output_dir), states(quiet.output_dir)):
+        assert one.name == other.name
+        state, wanted = load_tensors(one), load_tensors(other)
+        for name in wanted.keys() - {"progress"}:
+            np.testing.assert_array_equal(state[name], wanted[name], err_msg=name)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_its_own_words(tmp_path, monkeypatch):
+    from mindpangu.train import loop
+
+    def full(*_):
+        raise UserError("state: the disk is full")
+
+    monkeypatch.setattr(loop, "save_state", full)
+    config = config_in(tmp_path, runner_config={"images": 800}, callbacks={"log_images": 800, "checkpoint_images": 8})
+    task = Line()
+    with pytest.raises(UserError, match="the disk is full"):
+        fit_line(config, task=task)
+    assert not task.exported
 
 
 def test_a_checkpoint_at_a_skipped_step_is_written_at_the_next_and_at_the_end(tmp_path):
