@@ -197,7 +197,7 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
     if config.load_checkpoint is not None:
         task.start_from(config.load_checkpoint)
     sense, step = loss_scaling(config), make_step(task, config, ranks)
-    resumed = load_state(folder, step, config) if config.resume_training else None
+    resumed = load_state(folder, step, config, ranks) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
     record = Record(folder, state.nimg, config.callbacks.tensorboard) if ranks.first else None
     meter, due, first = Meter(state.nimg), False, state.nimg
@@ -248,12 +248,10 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
                 due = False
                 with watch.phase("checkpoint", state.nimg):
                     saving.result()  # the one before
-                    whole = step.whole_state() if ranks.first or step.shared else {}
-                    if ranks.first:
-                        # Copies, for on a CPU a weight's array is its memory, and the next steps change that.
-                        whole = {name: value.copy() for name, value in whole.items()}
+                    if ranks.first or step.shared:
                         kept, said = config.callbacks.keep_checkpoint_max, card(state, config)
-                        saving = writer.submit(save_state, folder, replace(state), whole, said, kept)
+                        own, writers = step.own_state(ranks.first), ranks if step.shared else ALONE
+                        saving = writer.submit(save_state, folder, replace(state), own, said, kept, writers)
             if record is not None and shown:
                 picture = folder / f"samples-{state.nimg:08d}.png"
                 with watch.phase("samples", state.nimg, FIRST_STEP):

@@ -1,9 +1,14 @@
-"""A run's state on disk: each is written whole and read back before an older one is forgotten."""
+"""A run's state on disk: each is written whole and read back before an older one is forgotten.
+
+Processes that share moments write a shard each, side by side; the state is there when its sidecar is, which lists them.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -11,13 +16,26 @@ from typing import Any, Optional
 
 import numpy as np
 
-from mindpangu.checkpoint.store import load_into, load_tensors, save_checkpoint, sidecar, verify
+from mindpangu.checkpoint.store import (
+    check_file,
+    load_into,
+    read_card,
+    save_checkpoint,
+    save_tensors,
+    sidecar,
+    stored_tensors,
+    verify,
+    write_atomically,
+    write_card,
+)
 from mindpangu.config import parse
 from mindpangu.errors import UserError
+from mindpangu.parallel.ranks import ALONE, Ranks
 from mindpangu.train.config import ScaleSenseConfig, TrainConfig
 from mindpangu.train.step import TrainStep
 
-PATTERN = "state-*.safetensors"
+PATTERN, DONE = "state-*", ".done"
+WAIT, LOOK = 1800.0, 0.05  # seconds: for the other processes' shards, at most, and between looks
 PROGRESS = "progress"
 FIXED = (
     "data", "vae", "clip", "text_distillation", "bridge", "diffusion", "load_checkpoint", "context.seed",
@@ -72,53 +90,106 @@ def average_share(half_life: int, images: int, nimg: int) -> np.float32:
 
 def states(folder: Path) -> list[Path]:
     """The states in a run's folder, the newest first; those that were never finished are not among them."""
-    return sorted((path for path in folder.glob(PATTERN) if sidecar(path).exists()), reverse=True)
+    return sorted((path.with_suffix(".safetensors") for path in folder.glob(f"{PATTERN}.json")), reverse=True)
 
 
 def save_state(
     folder: Path,
     state: State,
-    whole: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
     keep: int,
+    writers: Ranks = ALONE,
 ) -> None:
-    """Write weights, moments and averages (`whole`) and counters, read back, then forget all but the newest `keep`.
+    """Write this process's tensors and the counters, read back; the first then forgets all but the newest `keep`.
 
     Raises:
-        UserError: it cannot be written, or what was read back is not what was written; the older states are there.
+        UserError: it cannot be written, or what was read back is not what was written, or another process's shard does
+            not come; the older states are there.
     """
-    tensors = {**whole, PROGRESS: np.array(astuple(state), np.float64)}
     path = folder / f"state-{state.nimg:012d}.safetensors"
-    save_checkpoint(path, tensors, {**card, **vars(state)})
-    verify(path)
-    kept = [path, *(other for other in states(folder) if other < path)][:keep]
-    for other in folder.glob(PATTERN):
-        if other not in kept:
-            sidecar(other).unlink(missing_ok=True)  # first, so that what is left of it is no state
-            other.unlink()
+    tensors = {**own, PROGRESS: np.array(astuple(state), np.float64)} if writers.first else own
+    if writers.size == 1:
+        save_checkpoint(path, tensors, {**card, **vars(state)})
+        verify(path)
+    else:
+        shards = [path.with_suffix(f".{i:05}-of-{writers.size:05}.safetensors") for i in range(writers.size)]
+        mine = shards[writers.rank]
+        written = save_tensors(mine, tensors)
+        check_file(mine, written)
+        write_atomically(mine.with_suffix(DONE), json.dumps(written).encode())
+        if not writers.first:
+            return
+        of_all = {shard.name: _written(shard) for shard in shards}
+        write_card(path, {**card, **vars(state), "shards": of_all})
+    _forget(folder, [path, *(other for other in states(folder) if other < path)][:keep])
 
 
-def load_state(folder: Path, step: TrainStep, config: TrainConfig) -> Optional[State]:
+def _written(shard: Path) -> dict[str, Any]:
+    """What a process says of its shard, once it is there. Raises: UserError."""
+    done, ends = shard.with_suffix(DONE), time.monotonic() + WAIT
+    while not done.exists():
+        if time.monotonic() > ends:
+            raise UserError(f"{shard}: was not written within {WAIT:.0f} s; the process that should is lost")
+        time.sleep(LOOK)
+    return dict(json.loads(done.read_text(encoding="utf-8")))
+
+
+def _forget(folder: Path, kept: Sequence[Path]) -> None:
+    """Remove all states but these, and what is left of unfinished ones."""
+    for path in states(folder):
+        if path not in kept:
+            sidecar(path).unlink(missing_ok=True)  # first, so that what is left of it is no state
+    held = {file for path in kept for file in (sidecar(path), *_files(path))}
+    for file in folder.glob(f"{PATTERN}.*"):
+        if file not in held:
+            file.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    """What a state is made of, beside its sidecar."""
+    try:
+        return [path.with_name(name) for name in read_card(path).get("shards", [path.name])]
+    except UserError:  # damaged; load_state says so
+        return [path]
+
+
+def load_state(folder: Path, step: TrainStep, config: TrainConfig, ranks: Ranks = ALONE) -> Optional[State]:
     """Continue from the newest whole state in `folder`, bit for bit; None where there is none.
+
+    Each of the processes checks its share of the files, and all take the same state; each reads what it keeps.
 
     Raises:
         UserError: all states are damaged, or the newest whole one is of another net or a run of other settings.
     """
-    found, damaged = states(folder), []
+    found = states(folder)
     for path in found:
-        try:
-            card = verify(path)
-        except UserError as error:
-            damaged.append(path)
-            print(f"{error}; going on from an older one", file=sys.stderr)
+        problem = _problem(path, ranks)
+        if ranks.gather([bool(problem)]).any():
+            if problem:
+                print(f"{problem}; going on from an older one", file=sys.stderr)
             continue
-        _check_settings(path, card, config)
+        _check_settings(path, read_card(path), config)
+        if ranks.first:
+            _forget(folder, found)  # what was never finished
         return _loaded(path, step)
-    if damaged:
+    if found:
         raise UserError(
-            f"{folder}: none of its {len(damaged)} states is whole; fetch one again, or delete them to begin anew"
+            f"{folder}: none of its {len(found)} states is whole; fetch one again, or delete them to begin anew"
         )
     return None
+
+
+def _problem(path: Path, ranks: Ranks) -> str:
+    """What is wrong with this process's share of a state's files, "" where nothing is."""
+    try:
+        card = read_card(path)
+        files = list(card.get("shards", {path.name: card}).items())
+        for name, expected in files[ranks.rank :: ranks.size]:
+            check_file(path.with_name(name), expected)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _check_settings(path: Path, card: Mapping[str, Any], config: TrainConfig) -> None:
@@ -142,8 +213,8 @@ def _check_settings(path: Path, card: Mapping[str, Any], config: TrainConfig) ->
 
 
 def _loaded(path: Path, step: TrainStep) -> State:
-    tensors = load_tensors(path)
-    progress = tensors.pop(PROGRESS, np.zeros(0))
+    tensors = stored_tensors(path)
+    progress = np.asarray(tensors.pop(PROGRESS, np.zeros(0)))
     kinds = [type(value) for value in astuple(State())]
     if len(progress) != len(kinds):
         raise UserError(f"{path}: written by another version; begin in a new output_dir, with load_checkpoint")

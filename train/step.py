@@ -106,28 +106,21 @@ class TrainStep:
         of_all += [f"{MOMENTS[1]}.{p.name}" for p in self.weights[: self.vectors]]
         return set(of_all) - {p.name for p in self.state}
 
-    def whole_state(self) -> dict[str, np.ndarray]:
-        """Weights, all moments and all averages, as `whole_average` has them."""
-        found = {p.name: p.asnumpy() for p in self.weights}
-        for prefix, kept in (*zip(MOMENTS, (self.update.moment1, self.update.moment2)), (AVERAGE, self.average.values)):
-            found.update(self._whole_of(prefix, kept))
-        return found
+    def own_state(self, first: bool) -> dict[str, np.ndarray]:
+        """Copies of what a checkpoint has of this process: its moments and averages, and of the first the weights."""
+        kept = [*self.update.moment1, *self.update.moment2, *self.average.values]
+        return {p.name: p.asnumpy().copy() for p in [*(self.weights if first else ()), *kept]}
 
     def whole_average(self) -> dict[str, np.ndarray]:
         """The average of each weight, by the weight's name.
 
         Where averages are shared all processes must ask at once: each sends what it keeps.
         """
-        found = self._whole_of(AVERAGE, self.average.values)
-        return {name[len(AVERAGE) + 1 :]: value for name, value in found.items()}
-
-    def _whole_of(self, prefix: str, kept: ParameterTuple) -> dict[str, np.ndarray]:
-        found = {p.name: p.asnumpy() for p in kept}
+        found = {p.name.removeprefix(f"{AVERAGE}."): p.asnumpy() for p in self.average.values}
         for broadcast, runs in zip(self.update.broadcasts, self.owned):
-            for weight in [p for run in runs[: 1 if prefix == MOMENTS[1] else 2] for p in self.weights[run]]:
-                name = f"{prefix}.{weight.name}"
-                mine = found.get(name, np.zeros(weight.shape, np.float32))
-                found[name] = broadcast((Tensor(mine),))[0].asnumpy()
+            for weight in [p for run in runs for p in self.weights[run]]:
+                mine = found.get(weight.name, np.zeros(weight.shape, np.float32))
+                found[weight.name] = broadcast((Tensor(mine),))[0].asnumpy()
         return found
 
 
