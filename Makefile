@@ -26,11 +26,11 @@ $(VENV)/dev: $(VENV)/base
 	$(PIP) -e '.[data,dev]'
 	@touch $@
 
+# Eight of the natural prompts that the judge asks, drawn at random (numpy, seed 1) among those for things that the model knows.
 demo: $(VENV)/base
 	$(BIN)/mindpangu generate \
-		"a fox, 3D style" "一只老虎, 3D风格" "a red apple on a yellow background" "郁金香, 扁平风格, 蓝色背景" \
-		"a hamburger, Noto style" "企鹅, 绿色背景" "a dog on the left, a tulip on the right" \
-		"一只狐狸在左边，一个红苹果在右边，蓝色背景" \
+		"taco tuesday" "movie night popcorn" "shrimps" "one 乌龟 for me" \
+		"脖子很长的长颈鹿" "蹦蹦跳跳的兔子" "可怕的大鲨鱼" "大海里的鲸鱼" \
 		--steps 30 --seed 1 --out out/demo --grid
 
 # The pictures of docs/gallery.md: from a picture, into a picture, one model after another.

@@ -166,6 +166,7 @@ class Names:
 
     def __init__(self) -> None:
         self._table = sqlite3.connect("")  # a file of SQLite's own, which goes with the connection
+        self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
 
     def take(self, files: Sequence[str]) -> Optional[str]:
