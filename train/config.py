@@ -190,15 +190,20 @@ class TextDistillationConfig:
     """Train two text encoders to say in any wording what a trained model's say of the plainest English caption.
 
     `teacher`: the folder of that model, or of its text encoders (knowledge distillation across languages, arXiv
-    2004.09813). `load_checkpoint` is a folder of text encoders whose tokenizers and token vectors are taken; vocabulary
-    sizes are upper bounds. `unknown`: what the teacher has no words for; its captions leave that out, and so does the
-    vocabulary. `pooled_weight`: of pooled features' error beside that of tokens'. The runner's images are captions.
+    2004.09813). `load_checkpoint` is a folder of text encoders whose tokenizers and token vectors are taken, or of
+    another text distillation, whose students go on; vocabulary sizes are upper bounds. `sentences`: share of captions
+    in which a thing's name stands among some of the `words` most frequent words of the language (the extra `zoo`), on
+    which the teacher's says nothing. `unknown`: what the teacher has no words for; its captions leave that out, and so
+    does the vocabulary. `pooled_weight`: of pooled features' error beside that of tokens'. The runner's images are
+    captions.
     """
 
     teacher: Path
     text_encoder: TextSpec
     text_encoder_2: TextSpec
     unknown: tuple[Literal["count", "size"], ...] = ()
+    sentences: float = 0.0
+    words: int = 12000
     pooled_weight: float = 0.3
 
 

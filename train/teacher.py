@@ -77,7 +77,7 @@ def free_texts(records: Iterable[Record], words: int, sentences: int, rng: np.ra
     Raises:
         UserError: the word lists (PyPI's pyspellchecker and jieba, both MIT) are not installed.
     """
-    frequent = {"en": _english(words), "zh": _chinese(words)}
+    frequent = frequent_words(words)
     found: dict[str, None] = dict.fromkeys((*frequent["en"], *frequent["zh"]))
     names: dict[str, list[str]] = {"en": [], "zh": []}
     for record in {r.concept: r for r in records}.values():
@@ -89,12 +89,21 @@ def free_texts(records: Iterable[Record], words: int, sentences: int, rng: np.ra
     found.update(dict.fromkeys((*names["en"], *names["zh"])))
     for i in range(sentences):
         language = LANGUAGES[i % 2]
-        found[_sentence(language, names[language], frequent[language], rng)] = None
+        found[sentence(language, names[language], frequent[language], rng)] = None
     return [text for text in found if text]
 
 
-def _sentence(language: str, names: Sequence[str], frequent: Sequence[str], rng: np.random.Generator) -> str:
-    """A name with up to seven words around it; frequent words more often, as in any text."""
+def frequent_words(count: int) -> dict[str, list[str]]:
+    """The `count` most frequent words of each language, the most frequent first.
+
+    Raises:
+        UserError: the word lists (PyPI's pyspellchecker and jieba, both MIT) are not installed.
+    """
+    return {"en": _english(count), "zh": _chinese(count)}
+
+
+def sentence(language: str, names: Sequence[str], frequent: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the names with up to seven words around it; frequent words more often, as in any text."""
     ranks = np.exp(rng.uniform(0, np.log(len(frequent)), int(rng.integers(1, 8)))).astype(int)
     words = [frequent[min(rank, len(frequent) - 1)] for rank in ranks]
     words.insert(int(rng.integers(len(words) + 1)), names[int(rng.integers(len(names)))])

@@ -18,8 +18,9 @@ from mindspore.common.initializer import Normal, initializer
 from PIL import Image
 
 from mindpangu import zoo
-from mindpangu.checkpoint.store import load_into, load_tensors, write_atomically
+from mindpangu.checkpoint.store import load_into, load_tensors, prefixed, write_atomically
 from mindpangu.data.examples import Examples
+from mindpangu.data.lexicon import Noun
 from mindpangu.data.phrases import LANGUAGES, style_words
 from mindpangu.data.scenes import Scene
 from mindpangu.errors import UserError
@@ -32,10 +33,12 @@ from mindpangu.train.config import TextDistillationConfig, TrainConfig
 from mindpangu.train.diffusion import frozen
 from mindpangu.train.loop import Task
 from mindpangu.train.rows import ALL, Rows
+from mindpangu.train.teacher import frequent_words, sentence
 from mindpangu.train.text_encoders import TOKEN_VECTORS, export_text_encoders, export_vocabulary, fitted, token_table
 from mindpangu.train.text_map import TextMap
 
 FILE = "text_map.safetensors"
+MAPS = ("tokens", "pooled")  # what is mapped, each with a bias
 CANVAS = 128  # scenes are laid out at this size
 EMPTY_SHARE = 0.03  # of captions: guidance starts from what is said of none
 STATISTICS = 512  # captions whose features of the teacher's give its mean and spread
@@ -110,6 +113,7 @@ class TrainTextDistillation(Task):
         assert config.load_checkpoint is not None
         self.seed, self.examples = config.context.seed, Examples(config.data, seed=config.context.seed)
         task, source = config.text_distillation, config.load_checkpoint
+        self.frequent = frequent_words(task.words) if task.sentences else {}
         self.teacher_tokenizers = load_tokenizers(task.teacher, TEXT_ENCODERS)
         self.tokenizers = load_tokenizers(source, TEXT_ENCODERS)
         for encoder in TEXT_ENCODERS:
@@ -146,11 +150,21 @@ class TrainTextDistillation(Task):
         if rng.random() < EMPTY_SHARE:
             return "", ""
         scene = self.examples.scene(index, (CANVAS, CANVAS))
+        if rng.random() < self.task.sentences:
+            noun = captions.nouns[scene.things[0].picture]
+            return self._sentence(noun, LANGUAGES[language], rng), noun.name["en"]
         wording, style = captions.with_style(scene, LANGUAGES[language], rng)
         plain = [captions.plain(self._as_known(scene), "en")]
         if style:
             plain.append(style_words(captions.records[scene.things[0].picture].style, "en")[0])
         return wording, ", ".join(plain)
+
+    def _sentence(self, noun: Noun, language: str, rng: np.random.Generator) -> str:
+        """A name of the thing among words that say nothing of it."""
+        names = [noun.name[language], *noun.other[language]]
+        if language == "en":
+            names += map(noun.plural_of, list(names))
+        return sentence(language, names, self.frequent[language], rng)
 
     def _as_known(self, scene: Scene) -> Scene:
         """The scene without what the teacher knows no words for."""
@@ -158,7 +172,10 @@ class TrainTextDistillation(Task):
         return replace(scene, things=tuple(replace(thing, **unknown) for thing in scene.things))
 
     def start_from(self, path: Path) -> None:
-        """Take the token vectors of a folder of text encoders."""
+        """Take the token vectors of a folder of text encoders; of another text distillation all that was learned."""
+        if (path / FILE).exists():
+            self._go_on_from(path)
+            return
         for encoder, net in zip(TEXT_ENCODERS, (self.loss_net.text_encoder, self.loss_net.text_encoder_2)):
             file, table = zoo.part_path(path, encoder), token_table(net)
             vectors = next((v for name, v in load_tensors(file).items() if name.endswith(TOKEN_VECTORS)), None)
@@ -166,6 +183,17 @@ class TrainTextDistillation(Task):
                 found = "none" if vectors is None else f"{vectors.shape}"
                 raise UserError(f"{file}: token vectors {table.shape} are needed; found {found}")
             table.set_data(Tensor(vectors.astype(np.float32)))
+
+    def _go_on_from(self, path: Path) -> None:
+        """Students and maps, these in units of this teacher's spread."""
+        weights: dict[str, np.ndarray] = {}
+        for encoder in TEXT_ENCODERS:
+            weights.update(prefixed(load_tensors(zoo.part_path(path, encoder)), f"{encoder}."))
+        maps = vars(TextMap.load(path / FILE))
+        for name, mean, spread in zip(MAPS, self.mean, self.spread):
+            weights[name] = maps[name] / np.float32(spread)
+            weights[f"{name}_bias"] = (maps[f"{name}_bias"] - mean) / np.float32(spread)
+        load_into(self.loss_net.trainable_params(), weights, str(path))
 
     def batch(self, nimg: int, count: int, part: slice = ALL) -> tuple[np.ndarray, ...]:
         """Ids of wordings in each student's tokens, and of plain English in each teacher's."""
@@ -206,7 +234,7 @@ class TrainTextDistillation(Task):
         export_text_encoders(weights, (self.task.text_encoder, self.task.text_encoder_2), folder, card)
         export_vocabulary(self.examples, self._shown.text_encoder_2, self.tokenizers[1], folder, self.task.unknown)
         maps = {}
-        for name, mean, spread in zip(("tokens", "pooled"), self.mean, self.spread):
+        for name, mean, spread in zip(MAPS, self.mean, self.spread):
             maps[name] = weights[name] * np.float32(spread)
             maps[f"{name}_bias"] = weights[f"{name}_bias"] * np.float32(spread) + mean
-        TextMap(**maps).save(folder / FILE, {"explained": dict(zip(("tokens", "pooled"), explained)), **card})
+        TextMap(**maps).save(folder / FILE, {"explained": dict(zip(MAPS, explained)), **card})

@@ -293,7 +293,10 @@ def test_learning_rate_warms_up_then_falls():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"clip": None, "vae": None}, "exactly one of vae, clip, text_distillation, diffusion, bridge is needed; found none"),
+        (
+            {"clip": None, "vae": None},
+            "exactly one of vae, clip, text_distillation, diffusion, bridge is needed",
+        ),
         ({"runner_config": {"images": 0}}, "must both be positive"),
         ({"lr_schedule": {"cooldown_images": 8}}, "belong to type constant"),
         ({"lr_schedul": 1}, "did you mean 'lr_schedule'"),

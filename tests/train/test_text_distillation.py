@@ -24,6 +24,7 @@ from mindpangu.spec import TEXT_ENCODERS  # noqa: E402
 from mindpangu.text.vocabulary import Vocabulary  # noqa: E402
 from mindpangu.train.diffusion import TrainDiffusion  # noqa: E402
 from mindpangu.train.run import run  # noqa: E402
+from mindpangu.train.state import states  # noqa: E402
 from mindpangu.train.text_distillation import FILE, TrainTextDistillation  # noqa: E402
 from mindpangu.train.text_encoders import TOKEN_VECTORS, token_table  # noqa: E402
 
@@ -88,6 +89,29 @@ def test_students_start_from_token_vectors(task, runs):
         stored = load_tensors(runs / "clip" / f"{encoder}.safetensors")
         vectors = next(v for name, v in stored.items() if name.endswith(TOKEN_VECTORS))
         np.testing.assert_array_equal(token_table(net).asnumpy(), vectors.astype(np.float32))
+
+
+def test_students_go_on_where_another_distillation_left_them(students, uncompiled):
+    """What they say is what they said, but for the export's rounding to half."""
+    again = TrainTextDistillation(replace(students, load_checkpoint=students.output_dir))
+    again.start_from(students.output_dir)
+    state = load_tensors(states(students.output_dir)[0])
+    for parameter in again.loss_net.trainable_params():
+        scale = np.abs(state[parameter.name]).max()
+        assert np.abs(parameter.asnumpy() - state[f"average.{parameter.name}"]).max() <= 2e-3 * scale, parameter.name
+
+
+def test_sentences_have_a_name_among_words_and_the_teacher_reads_the_name(students, uncompiled, monkeypatch):
+    from mindpangu.train import text_distillation
+
+    words = {"en": ["alpha", "beta"], "zh": ["甲", "乙"]}
+    monkeypatch.setattr(text_distillation, "frequent_words", lambda count: words)
+    task = replace(students.text_distillation, sentences=1.0)
+    found = TrainTextDistillation(replace(students, text_distillation=task))._captions(range(64))
+    said = [(wording, plain) for wording, plain in found if wording]
+    assert len(said) > 55
+    assert all(any(word in wording for of in words.values() for word in of) for wording, _ in said)
+    assert "fox" in {plain for _, plain in said} and not any("," in plain for _, plain in said)
 
 
 def test_a_unet_of_the_teachers_begins_where_the_maps_bring_the_students(students, task, runs):
