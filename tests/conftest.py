@@ -87,7 +87,11 @@ def model_folder(runs, tmp_path_factory) -> Path:
     parts = {"vae": "vae/vae", "text_encoder": "clip/text_encoder", "text_encoder_2": "clip/text_encoder_2"}
     parts.update(structure="structure/unet", texture="texture/unet")
     pack(
-        spec=spec, part=[f"{name}={runs / source}" for name, source in parts.items()], out=folder / "tiny", override=[]
+        spec=spec,
+        part=[f"{name}={runs / source}" for name, source in parts.items()],
+        out=folder / "tiny",
+        override=[],
+        text_map=None,
     )
     return folder / "tiny"
 
@@ -111,7 +115,9 @@ def line_model(line_runs, tmp_path_factory) -> Path:
     card = read_card(line_runs / "control" / "controlnet.safetensors")
     save_checkpoint(folder / "controlnet.safetensors", steered, card)
     parts = [f"vae={line_runs / 'vae' / 'vae'}", f"unet={line_runs / 'base' / 'unet'}"]
-    pack(spec=spec, part=[*parts, f"controlnet={folder / 'controlnet'}"], out=folder / "line", override=[])
+    pack(
+        spec=spec, part=[*parts, f"controlnet={folder / 'controlnet'}"], out=folder / "line", override=[], text_map=None
+    )
     return folder / "line"
 
 

@@ -10,7 +10,7 @@ from mindpangu.cli.generate import check_writable
 
 
 def train(
-    config: Path = typer.Option(..., help="A training file, for example configs/zoo/structure.yaml."),
+    config: Path = typer.Option(..., help="A training file, for example configs/scratch/structure.yaml."),
     set_: list[str] = typer.Option([], "--set", help="key=value: override a key of the file; may be repeated."),
 ) -> None:
     """Train what a file describes; an interrupted run continues where it stopped."""

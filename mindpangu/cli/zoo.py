@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Optional
 
 import typer
 
@@ -31,6 +32,9 @@ def pack(
     part: list[str] = typer.Option(..., help="NAME=FILE: a checkpoint without suffix, as a training exported it."),
     out: Path = typer.Option(..., help="Model folder to write."),
     override: list[str] = typer.Option([], "--set", help="key=value over the spec; may be repeated."),
+    text_map: Optional[Path] = typer.Option(
+        None, help="text_map.safetensors of a text distillation whose teacher the UNets know: they learn its students."
+    ),
 ) -> None:
     """Put what trainings exported into one model folder, and check it.
 
@@ -51,6 +55,9 @@ def pack(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(source.with_suffix(suffix), (out / name).with_suffix(suffix))
+    if text_map is not None:
+        for name in model.experts:
+            _understand(out / f"{name}.safetensors", text_map)
     for encoder in model.text_encoders:
         shutil.copyfile(shelf.tokenizer_path(sources[encoder].parent, encoder), shelf.tokenizer_path(out, encoder))
     if model.text_encoders and (vocabulary := sources[model.text_encoders[-1]].parent / VOCABULARY).exists():
@@ -60,3 +67,19 @@ def pack(
     shelf.check(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB, intact")
+
+
+def _understand(unet: Path, text_map: Path) -> None:
+    """Have the maps join a UNet's weights. Raises: UserError where it is of other text encoders."""
+    from mindpangu.checkpoint.store import half, load_tensors, read_card, save_checkpoint
+    from mindpangu.train.text_map import TextMap
+
+    maps, card, weights = TextMap.load(text_map), read_card(unet), load_tensors(unet)
+    known = card["spec"]["context_dim"]
+    if known != maps.tokens.shape[1]:
+        raise UserError(
+            f"{text_map}: its teacher's tokens have {maps.tokens.shape[1]} numbers, and {unet.stem} knows {known}"
+        )
+    vector_dim = card["spec"]["vector_dim"] + maps.pooled.shape[0] - maps.pooled.shape[1]
+    spec = {**card["spec"], "context_dim": maps.tokens.shape[0], "vector_dim": vector_dim}
+    save_checkpoint(unet, half(maps.folded(weights)), {**card, "spec": spec, "text_map": read_card(text_map)["sha256"]})

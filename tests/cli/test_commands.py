@@ -181,5 +181,5 @@ def test_shipped_files_are_found_by_their_names_anywhere(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert load("configs/infer/coop_low_high.yaml", CoopConfig).output
-    assert load("configs/zoo/structure.yaml", TrainConfig).diffusion.t_min == 500
+    assert load("configs/scratch/structure.yaml", TrainConfig).diffusion.t_min == 450
     assert read_yaml(Path("configs/train/histogram.yaml"))
