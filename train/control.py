@@ -44,7 +44,7 @@ class ControlLoss(DiffusionLoss):
         """The steered UNet's output."""
         hint, context, vector = cond[0], None, None
         if self.worded:
-            context, vector = self.conditioner(cond[1:3], cond[3])
+            context, vector = self.words(cond[1:])
         return self.unet(x, t, context, vector, self.controlnet(x, t, hint, context, vector))
 
 

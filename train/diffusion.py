@@ -79,10 +79,15 @@ class DiffusionLoss(nn.Cell):
         """The net's output."""
         if not self.worded:
             return self.unet(x, t)
+        context, vector = self.words(cond)
+        return self.unet(x, t, context, vector)
+
+    def words(self, cond: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Context and vector of ids_a, ids_b and size_index; gradients pass where the text encoders learn."""
         context, vector = self.conditioner(cond[:2], cond[2])
         if self.taught:
-            return self.unet(x, t, context, vector)
-        return self.unet(x, t, mops.stop_gradient(context), mops.stop_gradient(vector))
+            return context, vector
+        return mops.stop_gradient(context), mops.stop_gradient(vector)
 
     def construct(
         self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, t: Tensor, *cond: Tensor

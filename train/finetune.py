@@ -36,7 +36,7 @@ def trainings(config: FinetuneConfig) -> dict[str, TrainConfig]:
     """The training of each of the model's UNets, by its name, in the order in which they draw.
 
     Raises:
-        UserError: no such model, or one whose nets are not told of a size by its index, which is what encoded data has.
+        UserError: no such model, or one whose added conditioning is not a size's index, which is what encoded data has.
     """
     folder = zoo.find(config.model)
     model = load_model_spec(folder)

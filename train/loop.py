@@ -81,7 +81,7 @@ class Meter:
 
     def line(self, state: State, lr: float, norm: float) -> dict[str, Any]:
         """The line, after which all is counted anew; the run's seconds are brought up to date."""
-        spent = time.monotonic() - self.started
+        spent, waited = time.monotonic() - self.started, self.waited_share
         state.seconds += spent
         line = {
             "nimg": state.nimg,
@@ -89,7 +89,7 @@ class Meter:
             "lr": lr,
             "grad_norm": round(norm, 5) if state.taken else None,
             "img_per_sec": round((state.nimg - self.nimg) / spent, 2),
-            "waited": round(self.waited / spent, 4),
+            "waited": round(waited, 4),
             "seconds": round(state.seconds, 1),
             "skipped": state.skipped,
             "loss_scale": state.loss_scale,

@@ -108,8 +108,8 @@ class TrainStep:
 
     def own_state(self, first: bool) -> dict[str, np.ndarray]:
         """Copies of what a checkpoint has of this process: its moments and averages, and of the first the weights."""
-        kept = [*self.update.moment1, *self.update.moment2, *self.average.values]
-        return {p.name: p.asnumpy().copy() for p in [*(self.weights if first else ()), *kept]}
+        own = self.state if first else self.state[len(self.weights) :]
+        return {p.name: p.asnumpy().copy() for p in own}
 
     def whole_average(self) -> dict[str, np.ndarray]:
         """The average of each weight, by the weight's name.

@@ -40,7 +40,6 @@ def batch(
 ) -> None:
     """Draw a file of prompts; under msrun, by several processes. Exit code 3: some rows could not be drawn."""
     from mindpangu.checkpoint.store import only_writer
-    from mindpangu.config import open_text
     from mindpangu.infer.batch import BatchModels, make_plans
     from mindpangu.infer.pipeline import PanGuDraw
     from mindpangu.parallel.ranks import join
@@ -53,7 +52,7 @@ def batch(
     ranks = join()
     plans = make_plans(prompts, defaults, models, batch_size, f".{form}", per_shard if shards else None)
     first = next(plans)  # what is wrong with the whole file is said before anything is written
-    with open_text(prompts) as lines:
+    with prompts.open("rb") as lines:
         expected = sum(1 for _ in lines)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out) if ranks.first else nullcontext():
