@@ -103,7 +103,10 @@ class Case:
 
 
 def cases(pictures: Pictures, count: int, seed: int, conflicting: float) -> list[Case]:
-    """`count` trained pairs with lines of their own picture, the last ones with another one's in the same style."""
+    """`count` trained pairs with lines of their own picture, the last ones with another one's in the same style.
+
+    Lines are of the picture on the ground that is named: that picture obeys words and lines.
+    """
     chosen = pictures.some("train", count, seed)
     found = []
     for i, record in enumerate(chosen):
@@ -111,7 +114,7 @@ def cases(pictures: Pictures, count: int, seed: int, conflicting: float) -> list
         others = [r for r in chosen if r.style == record.style and r.concept != record.concept]
         if i >= round(len(chosen) * (1 - conflicting)) and others:
             drawn, ground = others[i % len(others)], GROUNDS[i % len(GROUNDS)]
-        found.append(Case(record, drawn, edges(pictures.render(drawn)), ground, bool(i % 2)))
+        found.append(Case(record, drawn, edges(pictures.render(drawn, ground)), ground, bool(i % 2)))
     return found
 
 
