@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +19,21 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import Tensor, mutable
 from PIL import Image, ImageOps
-from safetensors import safe_open
 
 from mindpangu import zoo
-from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, verify, write_atomically
+from mindpangu.checkpoint.store import claimed, file_digest, read_card, save_checkpoint, write_atomically
 from mindpangu.data.records import opened
 from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
+from mindpangu.models.vae import AutoencoderKL
 from mindpangu.spec import TEXT_ENCODERS
-from mindpangu.train.latents import ENCODE_BATCH, encode_pictures
+from mindpangu.train.latents import ENCODE_BATCH, encode_batch
 
 EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
 BAD = "bad.jsonl"
+POLL = 1.0  # seconds between looks at what other processes are encoding
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class EncodeConfig:
     """`sizes`: those of the model, in the order of their index; `used`: those that pictures are brought to.
 
     Pictures whose shorter side is below `min_side` pixels are left out; the others are enlarged where they must be.
-    `max_bad_share`: of the samples may be unusable before it is an error.
+    `max_bad_share`: of the samples may be unusable before it is an error. Without `features` captions are kept as ids
+    alone, and the text encoders run in training.
     """
 
     vae: Path
@@ -49,21 +52,29 @@ class EncodeConfig:
     used: tuple[str, ...]
     min_side: int = 0
     max_bad_share: float = 0.01
+    features: bool = True
 
 
 @dataclass
 class Rows:
-    """What has been read for one size: pictures, captions, and the number of each picture's first caption."""
+    """What a shard has of one size: latents, captions, the number of each picture's first one, pictures to encode."""
 
-    pictures: list[np.ndarray] = field(default_factory=list)
+    latents: list[np.ndarray] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     first: list[int] = field(default_factory=lambda: [0])
+    waiting: list[np.ndarray] = field(default_factory=list)
 
     def add(self, picture: np.ndarray, captions: Sequence[str]) -> None:
         """One sample more."""
-        self.pictures.append(picture)
+        self.waiting.append(picture)
         self.captions += captions
         self.first.append(len(self.captions))
+
+    def encode(self, vae: AutoencoderKL) -> None:
+        """The pictures that wait become latents, (M, C, h, w) fp16."""
+        if self.waiting:
+            self.latents.append(encode_batch(vae, self.waiting))
+            self.waiting = []
 
 
 def encoder_key(vae: Path, text: Path, sizes: Sequence[str], size_dim: int) -> str:
@@ -102,10 +113,6 @@ class Encoder:
         self.conditioner = load_conditioner(config.text, TEXT_ENCODERS, config.size_dim)
         self.tokenizers = load_tokenizers(config.text, TEXT_ENCODERS)
 
-    def latents(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """(M, C, h, w) fp16 of M pictures of one size, (H, W, 3) uint8."""
-        return encode_pictures(self.vae, pictures)
-
     def features(self, captions: Sequence[str], size: str) -> tuple[np.ndarray, np.ndarray]:
         """Context (R, L, K) and vector (R, V), fp16."""
         parts = []
@@ -139,21 +146,40 @@ class Encoder:
                 continue
             size = nearest_size(sample.picture.size, self.config.used)
             fitted = ImageOps.fit(sample.picture, parse_size(size), Image.Resampling.LANCZOS)
-            rows.setdefault(size, Rows()).add(np.asarray(fitted), sample.captions)
+            of_size = rows.setdefault(size, Rows())
+            of_size.add(np.asarray(fitted), sample.captions)
+            if len(of_size.waiting) == ENCODE_BATCH:
+                of_size.encode(self.vae)
         tensors = {}
         for size, one in rows.items():
-            tensors[f"{size}.latents"] = self.latents(one.pictures)
-            tensors[f"{size}.context"], tensors[f"{size}.vector"] = self.features(one.captions, size)
+            one.encode(self.vae)
+            tensors[f"{size}.latents"] = np.concatenate(one.latents)
+            if self.config.features:
+                tensors[f"{size}.context"], tensors[f"{size}.vector"] = self.features(one.captions, size)
             for encoder, ids in zip(TEXT_ENCODERS, self.ids(one.captions)):
                 tensors[f"{size}.ids.{encoder}"] = ids
             tensors[f"{size}.first"] = np.array(one.first, np.int64)
-        used = sum(len(one.pictures) for one in rows.values())
-        return tensors, {"used": used, "small": small, "bad": bad}
+        pictures = {size: len(one.first) - 1 for size, one in rows.items()}
+        return tensors, {"used": sum(pictures.values()), "pictures": pictures, "small": small, "bad": bad}
 
     @property
     def made_by(self) -> dict[str, object]:
-        """The encoder, and how pictures were chosen and brought to size."""
-        return {"encoder": self.key, "used": list(self.config.used), "min_side": self.config.min_side, "ids": True}
+        """The encoder, what is kept, and how pictures were chosen and brought to size."""
+        config = self.config
+        return {
+            "encoder": self.key,
+            "used": list(config.used),
+            "min_side": config.min_side,
+            "ids": True,
+            "features": config.features,
+        }
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """Features of the empty caption for each size, where features are kept."""
+        if not self.config.features:
+            return {}
+        cond = {size: self.features([""], size) for size in self.config.used}
+        return {f"{size}.{name}": one for size, pair in cond.items() for name, one in zip(("context", "vector"), pair)}
 
 
 def encode(
@@ -161,57 +187,66 @@ def encode(
 ) -> dict[str, int]:
     """Encode every shard that `out` does not hold yet; how many samples were used, too small and bad, in all.
 
+    Several processes may do so at once: each takes shards that none works on, and stays until all are done, so what a
+    lost one leaves is made by another.
+
     Raises:
         UserError: two shards of one name; the folder cannot be written; too many samples are bad.
     """
     if len({path.stem for path in shards}) < len(shards):
         raise UserError("two of the shards have the same name; their encodings would be written over each other")
     encoder = Encoder(config)
-    totals = {"used": 0, "small": 0, "bad": 0}
-    bad: list[dict[str, str]] = []
-    for path in shards:
-        target = out / f"{path.stem}.safetensors"
-        made_by = {**encoder.made_by, "shard": file_digest(path)}
-        card = _card_if_done(target, made_by)
-        if card is None:
-            tensors, card = encoder.shard(path)
-            card = {**card, "key": made_by}
-            save_checkpoint(target, tensors, card)
-        bad += card["bad"]
-        totals["used"] += card["used"]
-        totals["small"] += card["small"]
-        progress(1)
+    cards: dict[Path, dict[str, Any]] = {}
+    while len(cards) < len(shards):
+        before = len(cards)
+        for path in [path for path in shards if path not in cards]:
+            card = _card_if_done(out / f"{path.stem}.safetensors", encoder, path) or _made(path, encoder, out)
+            if card is not None:
+                cards[path] = card
+                progress(1)
+        if len(cards) == before:
+            time.sleep(POLL)  # others are at work on what is left
+    bad = [one for path in shards for one in cards[path]["bad"]]
+    totals = {key: sum(card[key] for card in cards.values()) for key in ("used", "small")}
     totals["bad"] = len(bad)
-    files = sorted(f"{path.stem}.safetensors" for path in shards)
-    pictures = {name: _pictures(out / name) for name in files}
-    if not (out / EMPTY).exists() or _said(out / EMPTY) != (encoder.key, pictures):
-        cond = {size: encoder.features([""], size) for size in config.used}
-        tensors = {
-            f"{size}.{name}": one for size, pair in cond.items() for name, one in zip(("context", "vector"), pair)
-        }
-        save_checkpoint(out / EMPTY, tensors, {"key": encoder.key, "pictures": pictures})
+    pictures = {f"{path.stem}.safetensors": cards[path]["pictures"] for path in sorted(shards)}
+    said = {"key": encoder.key, "features": config.features, "pictures": pictures}
+    if not (out / EMPTY).exists() or {key: read_card(out / EMPTY).get(key) for key in said} != said:
+        save_checkpoint(out / EMPTY, encoder.empty(), said)
     write_atomically(out / BAD, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad).encode())
     check_share(totals["used"] + totals["small"], len(bad), config.max_bad_share, out / BAD)
     return totals
 
 
-def _said(empty: Path) -> tuple[Any, Any]:
-    """By which encoder, of which files and of how many pictures the folder's data are."""
-    card = read_card(empty)
-    return card.get("key"), card.get("pictures")
+def _made(path: Path, encoder: Encoder, out: Path) -> Optional[dict[str, Any]]:
+    """The sidecar of the shard's file, which is made now; None where another process is making it."""
+    target = out / f"{path.stem}.safetensors"
+    with claimed(target) as mine:
+        if not mine:
+            return None
+        card = _card_if_done(target, encoder, path)  # by another one, since it was asked for
+        if card is None:
+            seen = _stat(path)
+            tensors, found = encoder.shard(path)
+            card = {**found, "key": encoder.made_by, "shard": {"sha256": file_digest(path), "stat": seen}}
+            save_checkpoint(target, tensors, card)
+        return card
 
 
-def _pictures(path: Path) -> dict[str, int]:
-    """How many pictures of each size a file holds."""
-    with safe_open(path, "numpy") as file:
-        names = [name for name in file.keys() if name.endswith(".latents")]  # noqa: SIM118 - not a dictionary
-        return {name.partition(".")[0]: file.get_slice(name).get_shape()[0] for name in names}
+def _stat(path: Path) -> list[int]:
+    """Bytes and time of change, in ns: while these are the same a shard is not read again to see whether it is."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
-def _card_if_done(target: Path, made_by: dict[str, object]) -> Optional[dict[str, Any]]:
-    """The sidecar of a whole file that this encoder made, else None."""
+def _card_if_done(target: Path, encoder: Encoder, path: Path) -> Optional[dict[str, Any]]:
+    """The sidecar of a whole file that this encoder made of this shard, else None. Sizes are compared, not contents."""
     try:
-        card = verify(target)
-    except UserError:
+        card = read_card(target)
+        whole = target.stat().st_size == card.get("bytes")
+    except (UserError, OSError):
         return None
-    return card if card.get("key") == made_by else None
+    if not whole or card.get("key") != encoder.made_by:
+        return None
+    shard = card["shard"]
+    return card if shard["stat"] == _stat(path) or shard["sha256"] == file_digest(path) else None

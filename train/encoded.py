@@ -55,11 +55,14 @@ class EncodedData:
                 self.ends[size] = np.cumsum(list(counts.values()))
         if not self.files:
             raise UserError(f"{folder}: no pictures of the sizes {', '.join(sizes)}")
-        with safe_open(empty, "numpy") as file:
-            self.empty = {
-                size: tuple(file.get_tensor(f"{size}.{name}")[0] for name in ("context", "vector"))
-                for size in self.files
-            }
+        self.has_features = bool(card.get("features", True))
+        self.empty: dict[str, tuple[np.ndarray, ...]] = {}
+        if self.has_features:
+            with safe_open(empty, "numpy") as file:
+                self.empty = {
+                    size: tuple(file.get_tensor(f"{size}.{name}")[0] for name in ("context", "vector"))
+                    for size in self.files
+                }
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,9 +92,7 @@ class EncodedData:
         for size, paths in self.files.items():
             for path in paths:
                 if f"{size}.ids.{TEXT_ENCODERS[0]}" not in opened(path).keys():  # noqa: SIM118 - not a dictionary
-                    raise UserError(
-                        f"{path}: holds features alone, and text encoders that learn need words; encode it again"
-                    )
+                    raise UserError(f"{path}: holds features alone, and words are needed; encode it again")
 
     def _of_caption(self, size: str, row: int, choose: float, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
         file, place = self._place(size, row)
@@ -187,7 +188,8 @@ class TrainEncoded(TrainDiffusion):
         self.sets = [EncodedData(folder, key, self.task.sizes) for folder in folders]
         self.data, self.prior_share = self.sets[0], 0.0 if prior is None else prior.share
         self.conditioner = None
-        if self.task.lora is not None and self.task.lora.changes_text_encoders:
+        learning = self.task.lora is not None and self.task.lora.changes_text_encoders
+        if learning or not all(one.has_features for one in self.sets):
             self.open_text_encoders(self.task.text)
             for one in self.sets:
                 one.check_ids()

@@ -279,6 +279,30 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process, and no other, may make `path`: inside, no other one is given it.
+
+    Ask again inside whether the file is there: another process may just have made it. Raises: UserError.
+    """
+    lock = path.with_name(f".{path.name}{LOCK}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise UserError(f"{lock}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 Weight = TypeVar("Weight")  # an array, or one that waits in a file
 
 

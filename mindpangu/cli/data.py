@@ -105,23 +105,33 @@ def encode(
     ),
     min_side: int = typer.Option(0, help="Leave out pictures whose shorter side is below this; others are enlarged."),
     max_bad_share: float = typer.Option(0.01, help="More unusable samples than this are an error."),
+    features: bool = typer.Option(
+        True, help="Keep text features; without, files are much smaller and training runs the text encoders."
+    ),
 ) -> None:
-    """Latents and text features of shards, made once; a second run goes on where the first one stopped."""
+    """Latents and text features of shards, made once; a second run goes on where the first one stopped.
+
+    Processes that are given the same --out share the shards: start as many as you like, by msrun or one by one.
+    """
     from mindpangu import runtime, zoo
     from mindpangu.data.shards import find
     from mindpangu.errors import UserError
     from mindpangu.models.loading import load_model_spec
+    from mindpangu.parallel.ranks import join
     from mindpangu.train.encode import BAD, EncodeConfig
     from mindpangu.train.encode import encode as run
 
     runtime.start()
+    ranks = join()
     folder, found = zoo.find(model), find(shards)
     spec = load_model_spec(folder)
     if not spec.size_dim:
         raise UserError(f"{model}: a model without a list of sizes; only PanGu-Draw's kind is trained on encoded data")
     sizes = tuple(sorted(spec.sizes, key=spec.sizes.__getitem__))
-    config = EncodeConfig(folder, folder, sizes, spec.size_dim, tuple(size) or sizes, min_side, max_bad_share)
-    with tqdm(total=len(found), unit="shard", desc="encoding") as bar:
+    config = EncodeConfig(folder, folder, sizes, spec.size_dim, tuple(size) or sizes, min_side, max_bad_share, features)
+    with tqdm(total=len(found), unit="shard", desc="encoding", disable=not ranks.first) as bar:
         totals = run(found, config, out, bar.update)
+    if not ranks.first:
+        return
     print(f"{totals['used']} samples encoded in {out}; {totals['small']} too small, {totals['bad']} bad", end="")
     print(f", listed in {out / BAD}" if totals["bad"] else "")

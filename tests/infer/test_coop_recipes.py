@@ -246,7 +246,14 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     # Words and lines can both be obeyed, in the same pictures; what obeys neither scores near nothing.
     # Styles are the judge's to see, and pixels see little of them on a coloured ground.
     yardstick = {key: figures[real][key]["mean"] for key in COLUMNS}
-    for key in ("text_agree", "text_of_all_agree", "control_agree", "both_agree", "ground_conflict", "control_conflict"):
+    for key in (
+        "text_agree",
+        "text_of_all_agree",
+        "control_agree",
+        "both_agree",
+        "ground_conflict",
+        "control_conflict",
+    ):
         assert yardstick[key] == 1.0, key
     assert yardstick["style_agree"] >= 0.6
     assert yardstick["both_conflict"] == yardstick["style_conflict"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mindpangu import runtime
-from mindpangu.checkpoint.store import load_tensors, read_card
+from mindpangu.checkpoint.store import claimed, file_digest, load_tensors, read_card
 from mindpangu.config import parse
 from mindpangu.data import pack
 from mindpangu.data.examples import DataConfig, Examples
@@ -116,6 +117,64 @@ def test_a_second_run_makes_only_what_is_missing_or_of_another_encoder(runs, sha
     assert not [name for name in load_tensors(copy / "00001.safetensors") if name.startswith(SIZES[1])]
 
 
+def test_what_is_there_is_not_read_again_unless_it_was_touched(runs, shards, encoded, tmp_path, monkeypatch):
+    from mindpangu.train import encode as encoding_of
+
+    there = tmp_path / "shards"
+    shutil.copytree(shards, there)
+    found, out = find(str(there / "*.tar")), tmp_path / "encoded"
+    shutil.copytree(encoded, out)
+    hashed = []
+    monkeypatch.setattr(encoding_of, "file_digest", lambda path: hashed.append(path.name) or file_digest(path))
+    monkeypatch.setattr(encoding_of.Encoder, "shard", None)  # nothing is encoded
+    encoding_of.encode(found, encoding(runs), out, lambda count: None)
+    assert not [name for name in hashed if name.endswith(".tar")]  # copytree keeps times
+    (there / "00001.tar").touch()
+    encoding_of.encode(found, encoding(runs), out, lambda count: None)
+    assert [name for name in hashed if name.endswith(".tar")] == ["00001.tar"]
+
+
+def test_what_another_process_is_encoding_is_waited_for_and_made_where_it_was_lost(runs, shards, encoded, tmp_path):
+    from mindpangu.train.encode import encode
+
+    held, at_work, lost = tmp_path / "00000.safetensors", Event(), Event()
+
+    def other():
+        with claimed(held) as mine:
+            assert mine
+            at_work.set()
+            lost.wait()
+
+    thread = Thread(target=other)
+    thread.start()
+    at_work.wait()
+    done = []
+
+    def progress(count):
+        done.append(sorted(path.name for path in tmp_path.glob("0*.safetensors")))
+        if len(done) == 2:  # all but the one that is held
+            lost.set()
+
+    encode(find(str(shards / "*.tar")), encoding(runs), tmp_path, progress)
+    thread.join()
+    assert done[1] == ["00001.safetensors", "00002.safetensors"]
+    for name in ("00000", "00001", "empty"):
+        whole, again = (load_tensors(folder / f"{name}.safetensors") for folder in (encoded, tmp_path))
+        for key in whole:
+            np.testing.assert_array_equal(again[key], whole[key], err_msg=key)
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_one_process_at_a_time_makes_a_file(tmp_path):
+    path = tmp_path / "made" / "file"
+    with claimed(path) as mine, claimed(path) as second:
+        assert mine and not second
+    with pytest.raises(RuntimeError, match="lost"), claimed(path) as mine:
+        raise RuntimeError("lost")
+    with claimed(path) as mine:
+        assert mine
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -185,6 +244,32 @@ def test_the_loss_is_that_of_the_words_themselves(runs, encoded, tmp_path):
     from_file = task.loss_net(*map(Tensor, (*noisy, context, vector))).asnumpy()
     from_words = words(*map(Tensor, (*noisy, *ids, index))).asnumpy()
     np.testing.assert_allclose(from_file, from_words, rtol=1e-3)
+
+
+def test_without_features_the_text_encoders_run_in_training(runs, shards, encoded, tmp_path):
+    """Captions as ids alone: a fraction of the bytes, and the same loss."""
+    from mindspore import Tensor
+
+    from mindpangu.train.encode import encode
+    from mindpangu.train.run import make_task
+
+    small = tmp_path / "small"
+    encode(find(str(shards / "*.tar")), encoding(runs, features=False), small, lambda count: None)
+    one, other = (load_tensors(folder / "00000.safetensors") for folder in (encoded, small))
+    assert one.keys() - other.keys() == {f"{size}.{name}" for size in SIZES for name in ("context", "vector")}
+    for name in other:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    losses = []
+    for folder in (encoded, small):
+        task = make_task(generator(runs, folder, tmp_path / "run"))
+        weights = {
+            p.name: np.random.default_rng(len(p.name)).normal(0, 0.1, p.shape)
+            for p in task.loss_net.unet.get_parameters()
+        }
+        for p in task.loss_net.unet.get_parameters():
+            p.set_data(Tensor(weights[p.name].astype(np.float32)))
+        losses.append(task.loss_net(*map(Tensor, task.batch(0, 4))).asnumpy())
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
 
 
 def test_data_of_another_encoder_is_refused(runs, encoded, tmp_path):

@@ -240,9 +240,7 @@ def test_text_encoders_cannot_learn_from_features_alone(runs, told, tmp_path):
         save_checkpoint(tmp_path / path.name, tensors, read_card(path))
     config = tuning(runs, tmp_path / "out", {"rank": 2, "text_encoders": True})
     task = replace(config.diffusion, encoded=tmp_path, scenes=0)
-    with pytest.raises(
-        UserError, match="holds features alone, and text encoders that learn need words; encode it again"
-    ):
+    with pytest.raises(UserError, match="holds features alone, and words are needed; encode it again"):
         TrainEncoded(replace(config, data=None, diffusion=task))
     with pytest.raises(UserError, match="has no updates of text encoders"):
         lora = replace(config.diffusion.lora, beside=told / "beside" / "lora.safetensors")
