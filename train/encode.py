@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +20,19 @@ from mindspore import Tensor, mutable
 from PIL import Image, ImageOps
 
 from mindpangu import zoo
-from mindpangu.checkpoint.store import claimed, file_digest, read_card, save_checkpoint, write_atomically
+from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, write_atomically
 from mindpangu.data.records import opened
 from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.models.vae import AutoencoderKL
+from mindpangu.parallel.share import each_made
 from mindpangu.spec import TEXT_ENCODERS
 from mindpangu.train.latents import ENCODE_BATCH, encode_batch
 
 EMPTY = "empty.safetensors"  # features of the empty caption, for classifier-free guidance
 BAD = "bad.jsonl"
-POLL = 1.0  # seconds between looks at what other processes are encoding
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,25 @@ def nearest_size(picture: tuple[int, int], sizes: Sequence[str]) -> str:
         return round(abs(math.log(picture[0] * height / (picture[1] * width))), 6), -width * height
 
     return min(sizes, key=distance)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard that is to be encoded."""
+
+    shard: Path
+    out: Path
+
+    @property
+    def target(self) -> Path:
+        """The file of its encoding."""
+        return self.out / f"{self.shard.stem}.safetensors"
+
+    @property
+    def stat(self) -> list[int]:
+        """Bytes and time of change, in ns: while these are the same a shard is not read to see whether it is."""
+        found = self.shard.stat()
+        return [found.st_size, found.st_mtime_ns]
 
 
 class Encoder:
@@ -174,6 +192,26 @@ class Encoder:
             "features": config.features,
         }
 
+    def done(self, job: Job) -> Optional[dict[str, Any]]:
+        """The sidecar of a whole file that this encoder made of this shard. Sizes are compared, not contents."""
+        try:
+            card = read_card(job.target)
+            whole = job.target.stat().st_size == card.get("bytes")
+        except (UserError, OSError):
+            return None
+        if not whole or card.get("key") != self.made_by:
+            return None
+        shard = card["shard"]
+        return card if shard["stat"] == job.stat or shard["sha256"] == file_digest(job.shard) else None
+
+    def make(self, job: Job) -> dict[str, Any]:
+        """Encode a shard; the sidecar of its file. Raises: UserError where it cannot be written."""
+        shard = {"stat": job.stat, "sha256": file_digest(job.shard)}
+        tensors, card = self.shard(job.shard)
+        card = {**card, "key": self.made_by, "shard": shard}
+        save_checkpoint(job.target, tensors, card)
+        return card
+
     def empty(self) -> dict[str, np.ndarray]:
         """Features of the empty caption for each size, where features are kept."""
         if not self.config.features:
@@ -187,8 +225,7 @@ def encode(
 ) -> dict[str, int]:
     """Encode every shard that `out` does not hold yet; how many samples were used, too small and bad, in all.
 
-    Several processes may do so at once: each takes shards that none works on, and stays until all are done, so what a
-    lost one leaves is made by another.
+    Several processes may do so at once (`parallel.share`).
 
     Raises:
         UserError: two shards of one name; the folder cannot be written; too many samples are bad.
@@ -197,15 +234,9 @@ def encode(
         raise UserError("two of the shards have the same name; their encodings would be written over each other")
     encoder = Encoder(config)
     cards: dict[Path, dict[str, Any]] = {}
-    while len(cards) < len(shards):
-        before = len(cards)
-        for path in [path for path in shards if path not in cards]:
-            card = _card_if_done(out / f"{path.stem}.safetensors", encoder, path) or _made(path, encoder, out)
-            if card is not None:
-                cards[path] = card
-                progress(1)
-        if len(cards) == before:
-            time.sleep(POLL)  # others are at work on what is left
+    for job, card in each_made([Job(path, out) for path in shards], encoder.done, encoder.make):
+        cards[job.shard] = card
+        progress(1)
     bad = [one for path in shards for one in cards[path]["bad"]]
     totals = {key: sum(card[key] for card in cards.values()) for key in ("used", "small")}
     totals["bad"] = len(bad)
@@ -216,37 +247,3 @@ def encode(
     write_atomically(out / BAD, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad).encode())
     check_share(totals["used"] + totals["small"], len(bad), config.max_bad_share, out / BAD)
     return totals
-
-
-def _made(path: Path, encoder: Encoder, out: Path) -> Optional[dict[str, Any]]:
-    """The sidecar of the shard's file, which is made now; None where another process is making it."""
-    target = out / f"{path.stem}.safetensors"
-    with claimed(target) as mine:
-        if not mine:
-            return None
-        card = _card_if_done(target, encoder, path)  # by another one, since it was asked for
-        if card is None:
-            seen = _stat(path)
-            tensors, found = encoder.shard(path)
-            card = {**found, "key": encoder.made_by, "shard": {"sha256": file_digest(path), "stat": seen}}
-            save_checkpoint(target, tensors, card)
-        return card
-
-
-def _stat(path: Path) -> list[int]:
-    """Bytes and time of change, in ns: while these are the same a shard is not read again to see whether it is."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _card_if_done(target: Path, encoder: Encoder, path: Path) -> Optional[dict[str, Any]]:
-    """The sidecar of a whole file that this encoder made of this shard, else None. Sizes are compared, not contents."""
-    try:
-        card = read_card(target)
-        whole = target.stat().st_size == card.get("bytes")
-    except (UserError, OSError):
-        return None
-    if not whole or card.get("key") != encoder.made_by:
-        return None
-    shard = card["shard"]
-    return card if shard["stat"] == _stat(path) or shard["sha256"] == file_digest(path) else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional
 
 import typer
 from tqdm import tqdm
@@ -62,11 +64,16 @@ def pack(
     compositions: float = typer.Option(0.3, min=0.0, max=1.0, help="Share of the scenes with stated places."),
     form: str = typer.Option("tar", "--format", help="tar (WebDataset's layout) or mindrecord."),
 ) -> None:
-    """Shards of your own pictures or of scenes of the emoji data set."""
+    """Shards of your own pictures or of scenes of the emoji data set; a second run goes on where the first one stopped.
+
+    Processes that are given the same --out share the work.
+    """
     from mindpangu.data import pack as packing
     from mindpangu.data.examples import DataConfig, Examples
     from mindpangu.errors import UserError
 
+    count: Optional[int]
+    found: Optional[packing.Captioned]
     if form not in packing.FORMATS:
         raise UserError(f"--format {form} is unknown; allowed: {', '.join(packing.FORMATS)}")
 
@@ -78,18 +85,19 @@ def pack(
             size_weights=(1.0,) * len(size),
             compositions=compositions,
         )
-        samples, count = packing.scenes(Examples(config), scenes), scenes
+        count, found = scenes, None
+        items: Iterable[packing.Item] = packing.scenes(Examples(config), scenes)
     else:
-        found = packing.captioned(folder, caption)
-        samples, count = packing.files(found.good), len(found.good)
-        if found.silent:
-            print(f"{len(found.silent)} pictures have no caption beside them: left out, for example {found.silent[0]}")
-        if found.unread:
-            kinds = ", ".join(sorted({path.suffix.lower() for path in found.unread}))
-            print(f"{len(found.unread)} pictures of formats that are not read ({kinds}): left out")
+        count, found = None, packing.Captioned(folder, caption)
+        items = found
     with tqdm(total=count, unit="picture", desc="packing") as bar:
-        shards = packing.pack(samples, out, per_shard, bar.update, form)
-    print(f"{count} samples in {shards} shards in {out}")
+        shards, samples = packing.pack(items, out, per_shard, bar.update, form)
+    if found and found.silent:
+        print(f"{found.silent} pictures have no caption beside them: left out, for example {found.an_example}")
+    if found and found.unread:
+        kinds = ", ".join(f".{kind}" for kind in sorted(found.unread))
+        print(f"{sum(found.unread.values())} pictures of formats that are not read ({kinds}): left out")
+    print(f"{samples} samples in {shards} shards in {out}")
     old = packing.left_over(out, shards, form)
     if old:
         print(f"{len(old)} shards of an earlier, larger run are there too, from {old[0].name} on: delete them")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, Optional
 
 from PIL import Image
 
+from mindpangu.checkpoint.store import read_card, write_card
 from mindpangu.data import records, shards
 from mindpangu.data.examples import Examples
 from mindpangu.data.phrases import LANGUAGES
 from mindpangu.data.shards import CAPTIONS, PICTURES
 from mindpangu.errors import UserError
+from mindpangu.parallel.share import each_made
 
-Sample = tuple[str, dict[str, bytes]]
 HIDDEN = "._"  # what a Mac leaves beside files on other file systems
 KOHYA = "caption"  # kohya's suffix of captions
 UNREAD = (
@@ -39,78 +45,144 @@ UNREAD = (
 )
 
 
-def scenes(examples: Examples, count: int) -> Iterator[Sample]:
+@dataclass(frozen=True)
+class Item:
+    """A sample that is to be packed: its key, what it is made of, and what makes its fields."""
+
+    key: str
+    stamp: str
+    fields: Callable[[], dict[str, bytes]]
+
+
+def scenes(examples: Examples, count: int) -> Iterator[Item]:
     """The first `count` scenes as PNG, each with a caption in every language."""
-    for i in range(count):
+    stamp = hashlib.sha256(f"{examples.seed} {examples.config} {examples.records}".encode()).hexdigest()
+
+    def fields(i: int) -> dict[str, bytes]:
         scene, file = examples.scene(i), io.BytesIO()
         Image.fromarray(examples.image(scene)).save(file, "PNG")
-        fields = {f"{x}.txt": examples.caption(scene, i, x).encode() for x in LANGUAGES}
-        yield f"{i:08}", {"png": file.getvalue(), **fields}
+        return {"png": file.getvalue(), **{f"{x}.txt": examples.caption(scene, i, x).encode() for x in LANGUAGES}}
+
+    for i in range(count):
+        yield Item(f"{i:08}", stamp, partial(fields, i))
 
 
-@dataclass(frozen=True)
 class Captioned:
-    """The pictures of a folder: `good` ones with their captions by field, those that have none, those not read."""
+    """The pictures of a folder as they are, with the captions of NAME.txt, NAME.caption, NAME.en.txt, …, in any case.
 
-    good: dict[Path, dict[str, bytes]]
-    silent: list[Path]
-    unread: list[Path]
-
-
-def captioned(folder: Path, otherwise: str = "") -> Captioned:
-    """The pictures below `folder` with their captions: those of NAME.txt, NAME.caption, NAME.en.txt, …, in any case.
-
-    `otherwise`: the caption of those that have none.
-
-    Raises:
-        UserError: no picture has one.
+    Folder by folder, the names of one of which are kept in memory. What is left out is counted on the way: `silent`
+    pictures without a caption, of which `an_example` is one, and those `unread`, by their kind.
     """
-    there = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN))
-    by_name = {(path.parent, path.name.casefold()): path for path in there}
-    pictures = [path for path in there if _kind(path) in PICTURES]
-    default = {"txt": otherwise.encode()} if otherwise else {}
-    beside = {path: _beside(path, by_name) or default for path in pictures}
-    good = {path: captions for path, captions in beside.items() if captions}
-    if not good:
-        raise UserError(
-            f"{folder}: {len(pictures)} pictures, none with a caption beside it (fox.jpg and fox.txt); --caption gives "
-            "one to all"
-        )
-    silent = [path for path in pictures if path not in good]
-    return Captioned(good, silent, [path for path in there if _kind(path) in UNREAD])
+
+    def __init__(self, folder: Path, otherwise: str = "") -> None:
+        """`otherwise`: the caption of pictures that have none."""
+        self.folder = folder
+        self.default = {"txt": otherwise.encode()} if otherwise else {}
+        self.silent, self.an_example = 0, folder
+        self.unread: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Raises: UserError at the end, where no picture had a caption."""
+        number = 0
+        for folder, inner, names in os.walk(self.folder):
+            inner.sort()
+            by_name = {name.casefold(): name for name in names if not name.startswith(HIDDEN)}
+            for name in sorted(by_name.values()):
+                path = Path(folder, name)
+                if _kind(path) in UNREAD:
+                    self.unread[_kind(path)] += 1
+                if _kind(path) not in PICTURES:
+                    continue
+                captions = _beside(path, by_name)
+                if not captions and not self.default:
+                    self.silent, self.an_example = self.silent + 1, path
+                    continue
+                stamp = "\n".join(_stamp(one) for one in (path, *captions.values())) + repr(self.default)
+                yield Item(f"{number:08}", stamp, partial(self._fields, path, captions))
+                number += 1
+        if not number:
+            raise UserError(
+                f"{self.folder}: {self.silent} pictures, none with a caption beside it (fox.jpg and fox.txt); "
+                "--caption gives one to all"
+            )
+
+    def _fields(self, path: Path, captions: Mapping[str, Path]) -> dict[str, bytes]:
+        found = {field: place.read_bytes() for field, place in captions.items()} or self.default
+        return {_kind(path): path.read_bytes(), **found}
 
 
 def _kind(path: Path) -> str:
     return path.suffix.lower().lstrip(".")
 
 
-def _beside(path: Path, by_name: Mapping[tuple[Path, str], Path]) -> dict[str, bytes]:
-    places = {field: by_name.get((path.parent, f"{path.stem}.{field}".casefold())) for field in (*CAPTIONS, KOHYA)}
-    found = {field: place.read_bytes() for field, place in places.items() if place is not None}
+def _beside(path: Path, by_name: Mapping[str, str]) -> dict[str, Path]:
+    """The files with captions of a picture, by their fields."""
+    places = {field: by_name.get(f"{path.stem}.{field}".casefold()) for field in (*CAPTIONS, KOHYA)}
+    found = {field: path.with_name(name) for field, name in places.items() if name is not None}
     if KOHYA in found:
         found = {"txt": found.pop(KOHYA), **found}
     return found
 
 
-def files(pictures: Mapping[Path, Mapping[str, bytes]]) -> Iterator[Sample]:
-    """Pictures as they are, with their captions."""
-    for i, (path, captions) in enumerate(pictures.items()):
-        yield f"{i:08}", {_kind(path): path.read_bytes(), **captions}
+def _stamp(path: Path) -> str:
+    found = path.stat()
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 FORMATS = {"tar": shards.write, "mindrecord": records.write}
 
 
+@dataclass(frozen=True)
+class Job:
+    """A shard that is to be written."""
+
+    target: Path
+    items: Sequence[Item]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Its sidecar: how many samples it has, and a digest of what they are made of."""
+        made_of = "\n".join(f"{item.key} {item.stamp}" for item in self.items)
+        return {
+            "samples": len(self.items),
+            "made_of": hashlib.sha256(made_of.encode(errors="surrogateescape")).hexdigest(),
+        }
+
+    def done(self) -> Optional[dict[str, Any]]:
+        """The sidecar where the shard is there, made of the same."""
+        try:
+            card = read_card(self.target)
+            whole = self.target.stat().st_size == card.get("bytes")
+        except (UserError, OSError):
+            return None
+        return card if whole and self.card.items() <= card.items() else None
+
+    def write(self) -> dict[str, Any]:
+        """Raises: UserError."""
+        card = self.card
+        FORMATS[self.target.suffix[1:]](self.target, [(item.key, item.fields()) for item in self.items])
+        card["bytes"] = self.target.stat().st_size
+        write_card(self.target, card)
+        return card
+
+
 def pack(
-    samples: Iterator[Sample], out: Path, per_shard: int, progress: Callable[[int], object], form: str = "tar"
-) -> int:
-    """Write shards of `per_shard` samples in one of FORMATS, 00000.tar and on; how many. Raises: UserError."""
-    number = 0
-    while part := list(islice(samples, per_shard)):
-        FORMATS[form](out / f"{number:05}.{form}", part)
-        number += 1
-        progress(len(part))
-    return number
+    items: Iterable[Item], out: Path, per_shard: int, progress: Callable[[int], object], form: str = "tar"
+) -> tuple[int, int]:
+    """Write shards of `per_shard` samples in one of FORMATS, 00000.tar and on; how many of either, shards first.
+
+    Those that are there already, made of the same, are kept. Several processes may pack at once (`parallel.share`).
+
+    Raises:
+        UserError: see `FORMATS`; a folder without captions.
+    """
+    rest, samples, written = iter(items), 0, 0
+    parts = iter(lambda: list(islice(rest, per_shard)), [])
+    jobs = (Job(out / f"{number:05}.{form}", part) for number, part in enumerate(parts))
+    for _, card in each_made(jobs, Job.done, Job.write):
+        samples, written = samples + card["samples"], written + 1
+        progress(card["samples"])
+    return written, samples
 
 
 def left_over(out: Path, count: int, form: str) -> list[Path]:
