@@ -13,7 +13,9 @@ from mindpangu.cost.flops import Layer, unet_layers
 from mindpangu.data import manifest
 from mindpangu.errors import UserError
 from mindpangu.parallel.config import ClusterConfig
+from mindpangu.parallel.network import collectives, seconds
 from mindpangu.parallel.pipeline import Timeline, cut, simulate
+from mindpangu.parallel.ranks import loads
 from mindpangu.spec import ModelSpec, UNetSpec
 from mindpangu.train.regimes import Histogram, Regime, Stage, histogram_of, widened
 
@@ -27,7 +29,8 @@ ASSUMPTIONS = (
     "latents and text features are made beforehand (the autoencoder and the text encoders cost nothing here)",
     "weights, gradients, AdamW's two moments, the average of the weights and activations in fp32, as our trainer has "
     "them, products in 16 bits; gradient_accumulation_steps takes the gradients once more",
-    "the pipeline's schedule is 1F1B; sending between devices takes no time that is not in the utilisation",
+    "the pipeline's schedule is 1F1B; sending between its stages takes no time that is not in the utilisation",
+    "gradients are summed after the backward pass, and nothing is sent meanwhile; device-hours are without that time",
 )
 
 
@@ -48,7 +51,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of a regime: pictures it can use, FLOPs in all, hours of one device, memory and bubble."""
+    """A stage of a regime: pictures it can use, FLOPs in all, hours of one device, memory and bubble.
+
+    A step computes for `step_seconds` and then sends for `sending_seconds`; on one server for `sending_within`.
+    """
 
     stage: Stage
     parameters: int
@@ -58,6 +64,14 @@ class StagePlan:
     device_hours: float
     memory: Memory
     bubble: float
+    step_seconds: float
+    sending_seconds: float
+    sending_within: float
+
+    @property
+    def weak_scaling(self) -> float:
+        """A device's speed among all of them, against that among those of one server with the same rows each."""
+        return (self.step_seconds + self.sending_within) / (self.step_seconds + self.sending_seconds)
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,26 @@ def plan_stage(
         hours(total, cluster, timeline),
         max(memories, key=lambda memory: memory.total),
         timeline.bubble,
+        3600 * hours(a_picture * cluster.global_batch, cluster, timeline) / cluster.devices,
+        max(sending(pieces[run], cluster, layout.data_parallel) for run in runs),
+        max(sending(pieces[run], cluster, min(layout.data_parallel, in_a_server(cluster))) for run in runs),
     )
+
+
+def sizes_of(pieces: Sequence[Sequence[Layer]]) -> list[int]:
+    """The weights of each layer that has any."""
+    return [layer.parameters for piece in pieces for layer in piece if layer.parameters]
+
+
+def in_a_server(cluster: ClusterConfig) -> int:
+    """How many copies of a pipeline stage a server has."""
+    return max(1, cluster.network.server // cluster.parallel_config.pipeline_stage)
+
+
+def sending(pieces: Sequence[Sequence[Layer]], cluster: ClusterConfig, copies: int) -> float:
+    """Seconds a step in which `copies` of a pipeline stage of these pieces send gradients, and weights where shared."""
+    sent = collectives(sizes_of(pieces), copies, cluster.parallel_config.optimizer_shard)
+    return sum(seconds(one, copies, in_a_server(cluster), cluster.network) for one in sent)
 
 
 def net_of(regime: Regime, model: ModelSpec) -> UNetSpec:
@@ -167,13 +200,14 @@ def hours(flops: float, cluster: ClusterConfig, timeline: Timeline) -> float:
 
 def memory_of(pieces: Sequence[Sequence[Layer]], held: int, cluster: ClusterConfig) -> Memory:
     """What a pipeline stage of these pieces keeps, with the activations of `held` micro-batches."""
-    parameters = sum(layer.parameters for piece in pieces for layer in piece)
-    copies = cluster.parallel_config.data_parallel if cluster.parallel_config.optimizer_shard else 1
+    sizes = sizes_of(pieces)
+    parameters = sum(sizes)
+    sharers = cluster.parallel_config.data_parallel if cluster.parallel_config.optimizer_shard else 1
     written = [sum(layer.written for layer in piece) for piece in pieces]
     kept: float = sum(written) * held
     if cluster.recompute_config.recompute:
         kept = sum(piece[0].read for piece in pieces) * held + max(written)
-    return Memory(SINGLE * parameters, SINGLE * parameters, SINGLE * KEPT / copies * parameters, SINGLE * kept)
+    return Memory(SINGLE * parameters, SINGLE * parameters, SINGLE * KEPT * max(loads(sizes, sharers)), SINGLE * kept)
 
 
 def plan(regime: Regime, histogram: Histogram, model: ModelSpec, cluster: ClusterConfig) -> Plan:

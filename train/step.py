@@ -9,11 +9,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as mops
 
 from mindpangu import ops
-from mindpangu.parallel.ranks import ALONE, Ranks, by_owner
+from mindpangu.parallel.ranks import ALONE, Ranks, buckets, by_owner
 from mindpangu.train.schedule import ADAMW, LOSS_SCALE, MAX_NORM, MUON
 
 MOMENTS, AVERAGE = ("moment1", "moment2"), "average"  # what their names begin with
-BUCKETS = 4  # sums over ranks a step
 
 _add_to = mops.MultitypeFuncGraph("add_to")
 _take = mops.MultitypeFuncGraph("take")
@@ -178,14 +177,6 @@ class Averaged(nn.Cell):
         return loss / loss_scale, norms, gradients
 
 
-def buckets(sizes: Sequence[int], most: int) -> list[slice]:
-    """Tensors of so many numbers, in order, in at most `most` runs of about equal sums."""
-    ends = np.cumsum(sizes)
-    places = [int(np.searchsorted(ends, ends[-1] * i / most)) + 1 for i in range(1, most + 1)]
-    edges = sorted({0, *(min(place, len(sizes)) for place in places)})
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
-
-
 class MeanOverRanks(nn.Cell):
     """construct(tensors of `shapes`) -> their means over the ranks, in BUCKETS sums however many they are.
 
@@ -195,7 +186,7 @@ class MeanOverRanks(nn.Cell):
     def __init__(self, shapes: Sequence[tuple[int, ...]], ranks: int) -> None:
         super().__init__(auto_prefix=False)
         self.shapes, self.sizes = tuple(shapes), tuple(int(np.prod(shape)) for shape in shapes)
-        self.buckets = tuple((one.start, one.stop) for one in buckets(self.sizes, BUCKETS))
+        self.buckets = tuple((one.start, one.stop) for one in buckets(self.sizes))
         self.ranks = ranks
         self.sum_over_ranks = mops.AllReduce()
 

@@ -33,7 +33,7 @@ def plan(
     cluster, spec = load(parallel, ClusterConfig, override), find_spec(model)
     names = list(REGIMES) if regime == "all" else [regime]
     plans: list[Plan] = []
-    console = Console(width=140)
+    console = Console(width=160)
     for name in names:
         one = REGIMES[name](images)
         plans.append(planned(one, read_histogram(data, one), spec, cluster))
@@ -42,7 +42,9 @@ def plan(
         console.print(_compared(plans))
     console.print(
         f"{cluster.devices} devices of {cluster.memory_gib:g} GiB, {cluster.peak_tflops:g} TFLOP/s in fp16 on paper, "
-        f"utilisation {cluster.utilisation:.0%} (assumed), {cluster.global_batch} pictures a step"
+        f"utilisation {cluster.utilisation:.0%} (assumed), {cluster.global_batch} pictures a step; "
+        f"{cluster.network.inside_gb_s:g} GB/s within a server of {cluster.network.server} and "
+        f"{cluster.network.between_gb_s:g} between servers (assumed); scaling: against one server alone"
     )
     for line in ASSUMPTIONS:
         console.print(f"- {line}")
@@ -50,7 +52,20 @@ def plan(
 
 def _stages(one, gib: int) -> Table:
     table = Table(title=f"{one.regime.name} (computed)")
-    heads = ("net", "size", "t", "params", "data", "smaller", "FLOPs", "device-h", "bubble")
+    heads = (
+        "net",
+        "size",
+        "t",
+        "params",
+        "data",
+        "smaller",
+        "FLOPs",
+        "device-h",
+        "bubble",
+        "step s",
+        "send s",
+        "scaling",
+    )
     for head in (*heads, "weights", "grads", "optim.", "activ.", "GiB"):
         table.add_column(head, justify="right", no_wrap=True)
     for s in one.stages:
@@ -58,6 +73,7 @@ def _stages(one, gib: int) -> Table:
         table.add_row(
             s.stage.net, str(s.stage.size), f"{s.stage.t_min}–{s.stage.t_max}", f"{s.parameters / 1e9:.2f} G",
             f"{s.share:.1%}", s.stage.rule, f"{s.flops:.1e}", f"{s.device_hours:,.0f}", f"{s.bubble:.1%}",
+            f"{s.step_seconds:.2f}", f"{s.sending_seconds:.2f}", f"{s.weak_scaling:.2f}",
             *(f"{number / gib:.1f}" for number in memory),
         )  # fmt: skip
     table.add_section()

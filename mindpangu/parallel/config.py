@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mindpangu.parallel.network import NetworkConfig
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -49,6 +51,7 @@ class ClusterConfig:
     batch_size: int
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
         used = self.parallel_config.data_parallel * self.parallel_config.pipeline_stage

@@ -69,6 +69,17 @@ def join() -> Ranks:
     return Ranks(get_rank(), get_group_size())
 
 
+BUCKETS = 4  # sums over ranks a step
+
+
+def buckets(sizes: Sequence[int], most: int = BUCKETS) -> list[slice]:
+    """Tensors of so many numbers, in order, in at most `most` runs of about equal sums."""
+    ends = np.cumsum(sizes)
+    places = [int(np.searchsorted(ends, ends[-1] * i / most)) + 1 for i in range(1, most + 1)]
+    edges = sorted({0, *(min(place, len(sizes)) for place in places)})
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
+
+
 class HasSize(Protocol):
     """A tensor, as far as it matters here."""
 
@@ -86,6 +97,14 @@ def owners(sizes: Sequence[int], processes: int) -> list[int]:
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         found[i] = min(range(processes), key=loads.__getitem__)
         loads[found[i]] += sizes[i]
+    return found
+
+
+def loads(sizes: Sequence[int], processes: int) -> list[int]:
+    """How much each process owns."""
+    found = [0] * processes
+    for size, owner in zip(sizes, owners(sizes, processes)):
+        found[owner] += size
     return found
 
 

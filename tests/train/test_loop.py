@@ -458,7 +458,7 @@ def test_lines_of_stats_that_are_torn_are_passed_over(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=40), most=st.integers(1, 8))
 def test_buckets_hold_every_tensor_once_in_order_and_none_is_much_larger_than_its_share(sizes, most):
-    from mindpangu.train.step import buckets
+    from mindpangu.parallel.ranks import buckets
 
     found = buckets(sizes, most)
     assert len(found) <= most
