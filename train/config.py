@@ -125,7 +125,7 @@ class CallbacksConfig:
 
     `keep_checkpoint_max`: how many checkpoints are kept; an older one goes only when a newer one has been read back.
     `tensorboard`: event files too (the extra `watch`). `hang_seconds`: a process that is at one thing for longer says
-    so, with its rank; None: it does not.
+    so, with its rank; None: it does not. `peak_tflops`: a device's, of which `mfu` is the share that a net reaches.
     """
 
     log_images: int = 1024
@@ -135,12 +135,15 @@ class CallbacksConfig:
     keep_checkpoint_max: int = 2
     tensorboard: bool = False
     hang_seconds: Optional[float] = 600.0
+    peak_tflops: Optional[float] = None
 
     def __post_init__(self) -> None:
         if self.keep_checkpoint_max < 1:
             raise ValueError(f"keep_checkpoint_max {self.keep_checkpoint_max}: at least 1 is needed")
         if self.hang_seconds is not None and self.hang_seconds <= 0:
             raise ValueError(f"hang_seconds {self.hang_seconds}: more than 0 is needed, or null")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops {self.peak_tflops}: more than 0 is needed, or null")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
@@ -97,6 +97,10 @@ class TrainControl(TrainDiffusion):
     def by_noise_level(self, weights: Mapping[str, np.ndarray]) -> dict[str, list[Optional[float]]]:
         """Not measured."""
         return {}
+
+    def work(self, batch: Sequence[np.ndarray]) -> tuple[int, float]:
+        """Not counted."""
+        return 0, 0.0
 
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Scenes, what the steered net draws along their hints, and the hints."""

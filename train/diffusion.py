@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -16,6 +16,7 @@ from PIL import Image
 from mindpangu import zoo
 from mindpangu.checkpoint.lora import load_text_encoder_lora
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
+from mindpangu.cost.flops import unet_layers
 from mindpangu.data.examples import DataConfig, Examples, Stream
 from mindpangu.diffusion import Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target
@@ -183,6 +184,18 @@ class TrainDiffusion:
         t = np.array([first + (last - first) * self._share(rng) for rng in each])
         noise = np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in each])
         return self.noised(latents, noise, t, cond)
+
+    def work(self, batch: Sequence[np.ndarray]) -> tuple[int, float]:
+        """Positions of latents, and three times the FLOPs of the net's matrix products (gradients take twice)."""
+        count, _, height, width = batch[0].shape
+        return count * height * width, 3.0 * count * self._flops(height, width)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - one task a process
+    def _flops(self, height: int, width: int) -> int:
+        tokens = 0
+        if self.task.text is not None:
+            tokens = text_encoder_specs(self.task.text)[TEXT_ENCODERS[0]].context_length
+        return sum(layer.flops for layer in unet_layers(self.task.unet, 1, height, width, tokens))
 
     def _share(self, rng: np.random.Generator) -> float:
         """Where in its range t is, 0 to 1."""

@@ -46,6 +46,10 @@ class Task(Protocol):
         A function of these and the seed. An array has a row for each image.
         """
 
+    def work(self, batch: Sequence[np.ndarray]) -> tuple[int, float]:
+        """Positions of latents in a batch and the FLOPs of a step on it; 0 where they are not counted."""
+        return 0, 0.0
+
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Write a picture of what the net can do to `path`."""
 
@@ -58,14 +62,17 @@ class Task(Protocol):
 
 
 class Meter:
-    """What stats.jsonl is told of the images since its last line."""
+    """What stats.jsonl says of the images since its last line."""
 
-    def __init__(self, nimg: int) -> None:
+    def __init__(self, nimg: int, ranks: Ranks, peak_tflops: Optional[float]) -> None:
+        """`peak_tflops`: a device's, of which the step's FLOPs are a share (MFU)."""
+        self.ranks, self.peak_tflops = ranks, peak_tflops
         self._begin(nimg)
 
     def _begin(self, nimg: int) -> None:
         self.nimg, self.started, self.waited = nimg, time.monotonic(), 0.0
         self.losses: list[float] = []  # of the steps that were taken
+        self.latents, self.flops = 0, 0.0  # of this process
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -73,6 +80,10 @@ class Meter:
         asked = time.monotonic()
         yield
         self.waited += time.monotonic() - asked
+
+    def worked(self, latents: int, flops: float) -> None:
+        """A step was taken on so many positions of latents, which took so many FLOPs."""
+        self.latents, self.flops = self.latents + latents, self.flops + flops
 
     @property
     def waited_share(self) -> float:
@@ -83,12 +94,16 @@ class Meter:
         """The line, after which all is counted anew; the run's seconds are brought up to date."""
         spent, waited = time.monotonic() - self.started, self.waited_share
         state.seconds += spent
+        tflops = self.flops / spent / 1e12  # of a device
         line = {
             "nimg": state.nimg,
             "loss": round(sum(self.losses) / len(self.losses), 6) if self.losses else None,
             "lr": lr,
             "grad_norm": round(norm, 5) if state.taken else None,
             "img_per_sec": round((state.nimg - self.nimg) / spent, 2),
+            "latents_per_sec": round(self.latents * self.ranks.size / spent) if self.latents else None,
+            "tflop_per_sec": float(f"{tflops * self.ranks.size:.4g}") if self.flops else None,
+            "mfu": float(f"{tflops / self.peak_tflops:.4g}") if self.flops and self.peak_tflops else None,
             "waited": round(waited, 4),
             "seconds": round(state.seconds, 1),
             "skipped": state.skipped,
@@ -200,7 +215,7 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
     resumed = load_state(folder, step, config, ranks) if config.resume_training else None
     state = resumed or State(loss_scale=1.0 if sense is None else sense.loss_scale_value)
     record = Record(folder, state.nimg, config.callbacks.tensorboard) if ranks.first else None
-    meter, due, first = Meter(state.nimg), False, state.nimg
+    meter, due, first = Meter(state.nimg, ranks, config.callbacks.peak_tflops), False, state.nimg
     watch = Watch(folder, ranks.rank, config.callbacks.hang_seconds)
     bar = progress_bar(folder.name, state, total, ranks.first)
 
@@ -221,6 +236,7 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
             factors = coefficients(config.optimizer, lr, state.step + 1, state.loss_scale)
             with watch.phase("step", state.nimg, FIRST_STEP if state.nimg == first else 1):
                 loss, norm = whole_step(step, factors, batch)
+            meter.worked(*task.work(batch))
             state.count(batch_size, math.isfinite(norm), sense)
             bar.update(batch_size)
             if state.taken:

@@ -66,6 +66,8 @@ def _curves(stats: Mapping[str, Lines]) -> list[str]:
         raise UserError("matplotlib is not installed; the curves need it: pip install 'mindpangu[watch]'") from None
     drawn = []
     for key, label in CURVES.items():
+        if all(line.get(key) is None for lines in stats.values() for line in lines):
+            continue
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.subplots()
         for name, lines in stats.items():

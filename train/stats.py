@@ -20,6 +20,9 @@ CURVES = {  # keys of a line, besides nimg, seconds and skipped
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "img_per_sec": "images a second",
+    "latents_per_sec": "positions of latents a second",
+    "tflop_per_sec": "TFLOP/s of all devices",
+    "mfu": "share of the devices' peak (MFU)",
     "waited": "share of the time that the net waited for data",
     "loss_scale": "loss scale",
 }
@@ -88,7 +91,7 @@ class Record:
         self._stats.flush()
         if self._board is not None:
             for key in CURVES:
-                if line[key] is not None:
+                if line.get(key) is not None:
                     self._board.add_scalar(key, line[key], line["nimg"])
             for split, losses in line.get("by_noise_level", {}).items():
                 for number, loss in enumerate(losses):

@@ -9,6 +9,7 @@ from mindpangu import runtime
 from mindpangu.checkpoint.store import load_tensors
 from mindpangu.config import parse
 from mindpangu.train.config import TrainConfig
+from mindpangu.train.stats import read_stats
 from tests.tiny import SIZES, training
 
 
@@ -20,6 +21,21 @@ def task(runs):
     values = training("texture", runs, output_dir=str(runs / "structure"))
     values["diffusion"].update(t_max=500, crop_share=0.5, crop_latents=2, caption_dropout=0.5)
     return TrainDiffusion(parse(values, TrainConfig, "test"))
+
+
+def test_what_a_step_works_is_counted(task, runs):
+    """Three times a forward pass, whose FLOPs tests/train/test_plan.py holds against PyTorch's counter."""
+    from mindpangu.cost.flops import unet_layers
+
+    batch = task.batch(0, 4)
+    height, width = batch[0].shape[2:]
+    layers = unet_layers(task.task.unet, 4, height, width, task.tokenizers[0]([""]).shape[1])
+    assert task.work(batch) == (4 * height * width, 3 * sum(layer.flops for layer in layers))
+    line = read_stats(runs / "structure")[-1]
+    sides = {height * width for height, width in ((4, 4), (4, 6))}
+    assert min(sides) * 0.99 <= line["latents_per_sec"] / line["img_per_sec"] <= max(sides) * 1.01
+    assert line["tflop_per_sec"] > 0
+    assert line["mfu"] is None
 
 
 def test_batches_are_functions_of_seed_and_images_seen(task):

@@ -57,6 +57,9 @@ class Line:
         x = rng.standard_normal((count, 2)).astype(np.float32)
         return x[part], (x @ [3.0, -1.0] + 0.5 + 0.1 * rng.standard_normal(count)).astype(np.float32)[part]
 
+    def work(self, batch):
+        return 0, 0.0
+
     def samples(self, weights, path):
         path.write_bytes(b"drawn")
 
