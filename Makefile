@@ -66,11 +66,11 @@ runs/zoo/first:
 # Reproduces the shipped checkpoints; each part resumes where it stopped. Hours on two cores.
 zoo: data runs/zoo/first
 	$(PIP) -e '.[zoo]'
-	for part in clip text_distillation line_vae line_base line_control bridge_to_text bridge_to_line; do \
+	for part in clip text_distillation text_distillation_2 line_vae line_base line_control bridge_to_text bridge_to_line; do \
 		$(BIN)/mindpangu train --config configs/zoo/$$part.yaml || exit; done
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/model.yaml --out mindpangu/zoo/emoji-128 \
-		--part vae=runs/zoo/first/vae --part text_encoder=runs/zoo/text/text_encoder --part text_encoder_2=runs/zoo/text/text_encoder_2 \
-		--part structure=runs/zoo/first/structure --part texture=runs/zoo/first/texture --text-map runs/zoo/text/text_map.safetensors
+		--part vae=runs/zoo/first/vae --part text_encoder=runs/zoo/text_2/text_encoder --part text_encoder_2=runs/zoo/text_2/text_encoder_2 \
+		--part structure=runs/zoo/first/structure --part texture=runs/zoo/first/texture --text-map runs/zoo/text_2/text_map.safetensors
 	$(BIN)/mindpangu zoo pack --spec configs/zoo/line_model.yaml --out mindpangu/zoo/openmoji-line \
 		--part vae=runs/zoo/line_vae/vae --part unet=runs/zoo/line_base/unet \
 		--part controlnet=runs/zoo/line_control/controlnet \
