@@ -185,6 +185,10 @@ class TrainDiffusion:
         noise = np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in each])
         return self.noised(latents, noise, t, cond)
 
+    def source(self, nimg: int, count: int, row: int) -> str:
+        """Which picture of the training a row of a batch is."""
+        return f"picture {nimg + row} of the training"
+
     def work(self, batch: Sequence[np.ndarray]) -> tuple[int, float]:
         """Positions of latents, and three times the FLOPs of the net's matrix products (gradients take twice)."""
         count, _, height, width = batch[0].shape

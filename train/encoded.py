@@ -69,10 +69,14 @@ class EncodedData:
         """How many pictures there are of each size."""
         return {size: int(ends[-1]) for size, ends in self.ends.items()}
 
-    def _place(self, size: str, row: int) -> tuple[safe_open, int]:
+    def where(self, size: str, row: int) -> tuple[Path, int]:
         """The file of a row, and which of its rows that is."""
         number = int(np.searchsorted(self.ends[size], row, "right"))
-        return opened(self.files[size][number]), int(row - (self.ends[size][number - 1] if number else 0))
+        return self.files[size][number], int(row - (self.ends[size][number - 1] if number else 0))
+
+    def _place(self, size: str, row: int) -> tuple[safe_open, int]:
+        path, place = self.where(size, row)
+        return opened(path), place
 
     def latents(self, size: str, row: int) -> np.ndarray:
         """(C, h, w) fp16 of picture `row` of a size."""
@@ -211,6 +215,13 @@ class TrainEncoded(TrainDiffusion):
         latents = np.stack([data.latents(size, row) for row in mine]).astype(np.float32)
         captions = [(row, rng.random(), rng.random() < self.task.caption_dropout) for row, rng in zip(mine, each)]
         return latents, self._cond(data, size, captions)
+
+    def source(self, nimg: int, count: int, row: int) -> str:
+        """The file that a row of a batch is from, and its place there."""
+        which, number = turn(nimg // count, self.prior_share)
+        size, (place,) = self.epochs[which].batch(number, slice(row, row + 1))
+        path, place = self.sets[which].where(size, place)
+        return f"{path}: {size}.latents[{place}]"
 
     def _cond(
         self, data: EncodedData, size: str, captions: Sequence[tuple[int, float, bool]]

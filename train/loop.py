@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import time
@@ -29,6 +30,7 @@ from mindpangu.train.stats import Record
 from mindpangu.train.step import LOSS_SCALE, TrainStep
 from mindpangu.train.watch import FIRST_STEP, Watch
 
+LEFT_OUT = "left-out-{rank}.jsonl"  # batches that changed nothing
 EMA_EVERY = 8  # steps between updates of the average, which is exact at this spacing
 
 
@@ -45,6 +47,10 @@ class Task(Protocol):
 
         A function of these and the seed. An array has a row for each image.
         """
+
+    def source(self, nimg: int, count: int, row: int) -> str:
+        """Where row `row` of the batch of images nimg … nimg + count comes from, for a person to look at."""
+        return f"picture {nimg + row} of the training"
 
     def work(self, batch: Sequence[np.ndarray]) -> tuple[int, float]:
         """Positions of latents in a batch and the FLOPs of a step on it; 0 where they are not counted."""
@@ -128,6 +134,15 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def note_left_out(task: Task, batch: Sequence[np.ndarray], nimg: int, count: int, ranks: Ranks, path: Path) -> None:
+    """A line on a batch that changed nothing since gradients were not finite, with the rows that are not themselves."""
+    first = ranks.part(count).start
+    good = np.logical_and.reduce([np.isfinite(array).reshape(len(array), -1).all(1) for array in batch])
+    sources = [task.source(nimg, count, first + int(row)) for row in np.flatnonzero(~good)]
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"nimg": nimg, "images": count, "not_finite": sources}, ensure_ascii=False) + "\n")
 
 
 def stop_at(state: State, batch: Sequence[np.ndarray], config: TrainConfig, ranks: Ranks) -> NoReturn:
@@ -241,7 +256,10 @@ def fit(  # noqa: PLR0915 - one loop, in a fixed order, to be read from top to b
             bar.update(batch_size)
             if state.taken:
                 meter.losses.append(loss)
-            elif state.in_a_row > config.runner_wrapper.max_skips:
+            else:
+                left_out = folder / LEFT_OUT.format(rank=ranks.rank)
+                note_left_out(task, batch, state.nimg - batch_size, batch_size, ranks, left_out)
+            if state.in_a_row > config.runner_wrapper.max_skips:
                 stop_at(state, batch, config, ranks)
             if saving.done():
                 saving.result()  # what went wrong is said now

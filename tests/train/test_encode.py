@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
@@ -270,6 +272,17 @@ def test_without_features_the_text_encoders_run_in_training(runs, shards, encode
             p.set_data(Tensor(weights[p.name].astype(np.float32)))
         losses.append(task.loss_net(*map(Tensor, task.batch(0, 4))).asnumpy())
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+
+
+def test_a_row_of_a_batch_is_found_in_its_file(runs, encoded, tmp_path):
+    from mindpangu.train.run import make_task
+
+    task = make_task(generator(runs, encoded, tmp_path / "run"))
+    for nimg in (0, 4):
+        latents = task.batch(nimg, 4)[0]
+        for row in range(4):
+            path, size, place = re.fullmatch(r"(.*): (\w+)\.latents\[(\d+)\]", task.source(nimg, 4, row)).groups()
+            np.testing.assert_array_equal(load_tensors(Path(path))[f"{size}.latents"][int(place)], latents[row])
 
 
 def test_data_of_another_encoder_is_refused(runs, encoded, tmp_path):

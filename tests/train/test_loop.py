@@ -60,6 +60,9 @@ class Line:
     def work(self, batch):
         return 0, 0.0
 
+    def source(self, nimg, count, row):
+        return f"point {nimg + row}"
+
     def samples(self, weights, path):
         path.write_bytes(b"drawn")
 
@@ -150,6 +153,11 @@ def test_a_batch_that_gives_no_numbers_is_as_if_it_had_not_been(tmp_path, monkey
     line = json.loads((spoiled.output_dir / "stats.jsonl").read_text().splitlines()[-1])
     assert line["skipped"] == 2
     assert np.isfinite(line["loss"])
+    lines = [json.loads(line) for line in (spoiled.output_dir / "left-out-0.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"nimg": nimg, "images": 4, "not_finite": [f"point {nimg + row}" for row in range(4)]} for nimg in (8, 16)
+    ]
+    assert not (clean.output_dir / "left-out-0.jsonl").exists()
 
 
 def test_too_many_in_a_row_end_the_run_and_leave_checkpoint_and_culprit(tmp_path):
