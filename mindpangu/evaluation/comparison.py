@@ -30,7 +30,7 @@ class Comparison:
         self.prompts = [prompt_for(record, language) for record, language in pairs]
         self.small = None if small is None else [record.file in small for record in self.records]
         self.galleries = galleries
-        self.real = galleries.judge([pictures.render(record) for record in self.records])
+        self.real = galleries.features(self.records)
 
     def measure(self, draw: Draw) -> tuple[dict[str, float], list[np.ndarray]]:
         """The figures of one model (keys: COLUMNS), and the pictures that it drew, in the order of `prompts`."""

@@ -133,7 +133,7 @@ class Experiment:
         self.galleries = Galleries(pictures, judge)
         styles = sorted({case.record.style for case in self.cases})
         real = [r for r in pictures.asked("train") if r.style in styles]
-        self.real = judge([pictures.render(r) for r in real])
+        self.real = self.galleries.features(real)
         self.style_of = StyleClassifier(self.real, [r.style for r in real])
 
     def coop(self, *overrides: str) -> Draw:

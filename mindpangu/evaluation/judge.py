@@ -100,9 +100,16 @@ class Galleries:
     def __init__(self, pictures: Pictures, judge: Judge) -> None:
         self.judge = judge
         self._of_style: dict[str, tuple[list[str], np.ndarray]] = {}
+        self._of_file: dict[str, np.ndarray] = {}
         for style in sorted({r.style for r in pictures.records}):
             members = [r for r in pictures.records if r.style == style]
-            self._of_style[style] = ([r.concept for r in members], judge([pictures.render(r) for r in members]))
+            features = judge([pictures.render(r) for r in members])
+            self._of_style[style] = ([r.concept for r in members], features)
+            self._of_file.update(zip((r.file for r in members), features))
+
+    def features(self, records: Sequence[manifest.Record]) -> np.ndarray:
+        """(N, F) of the real pictures that `records` describe."""
+        return np.stack([self._of_file[record.file] for record in records])
 
     def recall(self, records: Sequence[manifest.Record], images: Sequence[np.ndarray]) -> dict[str, float]:
         """R@1 and R@5 of `images` for the pictures that `records` describe, among all of the same style."""
