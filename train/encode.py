@@ -20,7 +20,7 @@ from mindspore import Tensor, mutable
 from PIL import Image, ImageOps
 
 from mindpangu import zoo
-from mindpangu.checkpoint.store import file_digest, read_card, save_checkpoint, write_atomically
+from mindpangu.checkpoint.store import card_of_whole, file_digest, read_card, save_checkpoint, write_atomically
 from mindpangu.data.records import opened
 from mindpangu.data.shards import BadSampleError, check_share
 from mindpangu.errors import UserError
@@ -194,12 +194,8 @@ class Encoder:
 
     def done(self, job: Job) -> Optional[dict[str, Any]]:
         """The sidecar of a whole file that this encoder made of this shard. Sizes are compared, not contents."""
-        try:
-            card = read_card(job.target)
-            whole = job.target.stat().st_size == card.get("bytes")
-        except (UserError, OSError):
-            return None
-        if not whole or card.get("key") != self.made_by:
+        card = card_of_whole(job.target)
+        if card is None or card.get("key") != self.made_by:
             return None
         shard = card["shard"]
         return card if shard["stat"] == job.stat or shard["sha256"] == file_digest(job.shard) else None

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from PIL import Image
 
-from mindpangu.checkpoint.store import read_card, write_card
+from mindpangu.checkpoint.store import card_of_whole, write_card
 from mindpangu.data import records, shards
 from mindpangu.data.examples import Examples
 from mindpangu.data.phrases import LANGUAGES
@@ -150,12 +150,8 @@ class Job:
 
     def done(self) -> Optional[dict[str, Any]]:
         """The sidecar where the shard is there, made of the same."""
-        try:
-            card = read_card(self.target)
-            whole = self.target.stat().st_size == card.get("bytes")
-        except (UserError, OSError):
-            return None
-        return card if whole and self.card.items() <= card.items() else None
+        card = card_of_whole(self.target)
+        return card if card is not None and self.card.items() <= card.items() else None
 
     def write(self) -> dict[str, Any]:
         """Raises: UserError."""

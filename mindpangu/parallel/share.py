@@ -33,23 +33,19 @@ def each_made(
     way: what a lost one leaves is made by another. Jobs are taken one by one, and only those are kept that others are
     working on. Raises: UserError, and what `make` raises.
     """
-    waiting: list[AJob] = []
-    for job in jobs:
-        found = _made(job, done, make)
-        if found is None:
-            waiting.append(job)
-        else:
-            yield job, found
-    while waiting:
-        time.sleep(POLL)
-        still: list[AJob] = []
-        for job in waiting:
+    todo = jobs
+    while True:
+        waiting: list[AJob] = []
+        for job in todo:
             found = _made(job, done, make)
             if found is None:
-                still.append(job)
+                waiting.append(job)
             else:
                 yield job, found
-        waiting = still
+        if not waiting:
+            return
+        time.sleep(POLL)
+        todo = waiting
 
 
 def _made(job: AJob, done: Callable[[AJob], Optional[Made]], make: Callable[[AJob], Made]) -> Optional[Made]:
