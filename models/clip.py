@@ -302,7 +302,8 @@ def encode_texts(
     encoder: nn.Cell, tokenizer: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of texts' tokens (M, L, C), and pooled ones (M, P); in batches of one shape, so it is compiled once."""
-    tokens, pooled = [], []
+    tokens: list[np.ndarray] = []
+    pooled: list[np.ndarray] = []
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
         outputs = encoder(Tensor(tokenizer([*part, *[""] * (BATCH - len(part))])))

@@ -50,13 +50,14 @@ class TrainBridge(Task):
         self.task, self.seed = config.bridge, config.context.seed
         assert config.data is not None
         self.examples = Examples(config.data, seed=self.seed)
-        self.source, self.target = load_vae(self.task.source), load_vae(self.task.target)
-        self.before, self.after = parse_size(self.task.in_size), parse_size(self.task.out_size)
+        near, far = load_vae(self.task.source), load_vae(self.task.target)
+        before, after = parse_size(self.task.in_size), parse_size(self.task.out_size)
+        self.spaces = {"source": (near, before), "target": (far, after)}
         self.spec = BridgeSpec(
-            self.source.spec.z_channels,
-            latent_size(self.source, self.before),
-            self.target.spec.z_channels,
-            latent_size(self.target, self.after),
+            near.spec.z_channels,
+            latent_size(near, before),
+            far.spec.z_channels,
+            latent_size(far, after),
             self.task.channels,
             self.task.blocks,
         )
@@ -78,10 +79,10 @@ class TrainBridge(Task):
         return np.asarray(Image.fromarray(image).filter(blur))
 
     def _encoded(self) -> dict[str, np.ndarray]:
-        found: dict[str, list[np.ndarray]] = {"source": [], "target": []}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.spaces}
         for first in tqdm(range(0, self.task.scenes, ENCODE_BATCH), desc="encoding", unit=f"{ENCODE_BATCH} img"):
             numbers = range(first, first + ENCODE_BATCH)  # whole batches, so that one shape is compiled
-            for name, vae, size in (("source", self.source, self.before), ("target", self.target, self.after)):
+            for name, (vae, size) in self.spaces.items():
                 images = Tensor(to_model([self.picture(i, size) for i in numbers]))
                 found[name].append(vae.encode(images).asnumpy().astype(np.float16))
         return {name: np.concatenate(parts)[: self.task.scenes] for name, parts in found.items()}
@@ -99,8 +100,9 @@ class TrainBridge(Task):
     def samples(self, weights: Mapping[str, np.ndarray], path: Path) -> None:
         """Pictures as the target's autoencoder keeps them (top), and from the other side of the bridge (below)."""
         load_into(self._shown.trainable_params(), unprefixed(weights, "net."), "the average")
+        far, _ = self.spaces["target"]
         z, wanted = (Tensor(self.pairs[name][:SHOWN].astype(np.float32)) for name in ("source", "target"))
-        rows = [to_pictures(self.target.decode(latents).asnumpy()) for latents in (wanted, self._shown(z))]
+        rows = [to_pictures(far.decode(latents).asnumpy()) for latents in (wanted, self._shown(z))]
         Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
 
     def export(self, weights: Mapping[str, np.ndarray], folder: Path, card: Mapping[str, Any]) -> None:

@@ -239,12 +239,11 @@ def spoken(nouns: Iterable[Noun], tags: Iterable[str], unknown: Collection[str] 
     for style in STYLES.values():
         yield from (*style.words_en, *style.words_zh)
     for language in LANGUAGES:
-        tables = [PLACE_WORDS[language], RELATIONS[language]]
-        tables += [NUMBERS[language]] if "count" not in unknown else []
-        tables += [SIZE_WORDS[language]] if "size" not in unknown else []
-        for table in tables:
-            for words in table.values():
-                yield from words
+        said = [*PLACE_WORDS[language].values(), *RELATIONS[language].values()]
+        said += NUMBERS[language].values() if "count" not in unknown else ()
+        said += SIZE_WORDS[language].values() if "size" not in unknown else ()
+        for words in said:
+            yield from words
         if "count" not in unknown:
             yield from (f" {phrase}." for phrase in SEVERAL[language])
         for phrases in (OPINIONS, ASIDES_BEFORE, ASIDES_AFTER, PARTS, BACKGROUNDS, STYLE_FORMS, FRAMES):
