@@ -52,7 +52,7 @@ lint: $(VENV)/dev
 	rm -rf build/lint
 	$(PIP) --no-deps --no-build-isolation --target build/lint . 2>/dev/null || $(PIP) --no-deps --target build/lint .
 	$(BIN)/mypy -p mindpangu
-	cd build/lint && ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
+	cd build/lint && ../../$(BIN)/lint-imports --no-cache ../../pyproject.toml
 
 data: $(VENV)/dev
 	$(BIN)/mindpangu data emoji --out data/emoji --low-res-share 0.2

@@ -20,6 +20,7 @@ from mindspore import Tensor, mutable
 from PIL import Image, ImageOps
 
 from mindpangu import zoo
+from mindpangu.checkpoint.share import each_made
 from mindpangu.checkpoint.store import card_of_whole, file_digest, read_card, save_checkpoint, write_atomically
 from mindpangu.data.records import opened
 from mindpangu.data.shards import BadSampleError, check_share
@@ -27,7 +28,6 @@ from mindpangu.errors import UserError
 from mindpangu.images import parse_size
 from mindpangu.models.loading import load_conditioner, load_tokenizers, load_vae
 from mindpangu.models.vae import AutoencoderKL
-from mindpangu.parallel.share import each_made
 from mindpangu.spec import TEXT_ENCODERS
 from mindpangu.train.latents import ENCODE_BATCH, encode_batch
 
@@ -221,7 +221,7 @@ def encode(
 ) -> dict[str, int]:
     """Encode every shard that `out` does not hold yet; how many samples were used, too small and bad, in all.
 
-    Several processes may do so at once (`parallel.share`).
+    Several processes may do so at once (`checkpoint.share`).
 
     Raises:
         UserError: two shards of one name; the folder cannot be written; too many samples are bad.

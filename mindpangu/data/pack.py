@@ -15,13 +15,13 @@ from typing import Any, Optional
 
 from PIL import Image
 
+from mindpangu.checkpoint.share import each_made
 from mindpangu.checkpoint.store import card_of_whole, write_card
 from mindpangu.data import records, shards
 from mindpangu.data.examples import Examples
 from mindpangu.data.phrases import LANGUAGES
 from mindpangu.data.shards import CAPTIONS, PICTURES
 from mindpangu.errors import UserError
-from mindpangu.parallel.share import each_made
 
 HIDDEN = "._"  # what a Mac leaves beside files on other file systems
 KOHYA = "caption"  # kohya's suffix of captions
@@ -167,7 +167,7 @@ def pack(
 ) -> tuple[int, int]:
     """Write shards of `per_shard` samples in one of FORMATS, 00000.tar and on; how many of either, shards first.
 
-    Those that are there already, made of the same, are kept. Several processes may pack at once (`parallel.share`).
+    Those that are there already, made of the same, are kept. Several processes may pack at once (`checkpoint.share`).
 
     Raises:
         UserError: see `FORMATS`; a folder without captions.
