@@ -43,6 +43,14 @@ def _pictures(data: Path, model: str, groups: str) -> Any:
     return Pictures.open(data, tuple(styles), tuple(asked) if asked else None)
 
 
+def _galleries(pictures: Any, data: Path) -> Any:
+    """The judge and what it sees in the real pictures, which stays beside them for the next run."""
+    from mindpangu.evaluation.judge import Galleries
+    from mindpangu.metrics.features import Judge
+
+    return Galleries(pictures, Judge(), data / "judge.safetensors")
+
+
 def trained_on(folder: Path) -> dict[str, Any]:
     """What the sidecar of a model's first UNet says of the training data: styles, groups (None: all), …"""
     from mindpangu.checkpoint.store import read_card
@@ -99,37 +107,39 @@ def coop(
     count: int = typer.Option(64, help="Prompts, each with a real picture's lines; a quarter with another thing's."),
     seeds: int = typer.Option(3, help="Each drawn so many times."),
     steps: int = typer.Option(30),
+    bound: Optional[Path] = typer.Option(None, help="A recipe of the output's model alone, with its own ControlNet."),
     only: list[str] = typer.Option([], help="One way of drawing by its name in the table; may be repeated."),
-    out: Path = typer.Option(Path("out/eval-coop"), help="Folder for figures.json, table.md and grid.png."),
+    out: Path = typer.Option(Path("out/eval-coop"), help="Folder for figures and pictures; a second run goes on."),
 ) -> None:
     """Words of one model, lines of another: Coop-Diffusion beside its members and what else one might do."""
     from mindpangu.checkpoint.store import write_atomically
     from mindpangu.cli.generate import check_writable
     from mindpangu.config import load
     from mindpangu.errors import UserError
-    from mindpangu.evaluation.coop_experiment import Experiment, grid, table
+    from mindpangu.evaluation.coop_experiment import Experiment, Found, grid, shown, strip, table
     from mindpangu.infer.coop import CoopConfig
-    from mindpangu.metrics.features import Judge
 
     check_writable(out)
     recipe = load(config, CoopConfig)
-    host = recipe.members[recipe.output].model
-    pipeline, pictures = _open(data, host, groups)
-    experiment = Experiment(config, pictures, Judge(), count, steps)
-    experiment.models[host] = pipeline
+    pipeline, pictures = _open(data, recipe.members[recipe.output].model, groups)
+    experiment = Experiment(config, pictures, _galleries(pictures, data), pipeline, count, steps, bound)
     ways = experiment.ways
     unknown = [name for name in only if name not in ways]
     if unknown:
         raise UserError(f"--only {', '.join(unknown)}: there are {', '.join(ways)}")
-    figures, drawn = {}, {}
+    found = Found.open(out, {**experiment.settings, "seeds": seeds})
+    picked = shown(experiment.cases, 12)
     for name in only or ways:
+        if name in found.figures:
+            continue
         with tqdm(total=seeds * count, desc=name, unit="picture") as bar:
-            figures[name], drawn[name] = experiment.measure(ways[name](), seeds, bar)
-        # After each way, so that a long run leaves what it has found.
-        write_atomically(out / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
-        write_atomically(out / "table.md", (table(figures) + "\n").encode())
-        grid(experiment.cases, drawn, 12).save(out / "grid.png")
-    print(table(figures))
+            figures, drawn = experiment.measure(ways[name](), seeds, bar)
+        found.add(name, figures, strip([drawn[i] for i in picked]))
+        present = [one for one in ways if one in found.figures]
+        write_atomically(out / "table.md", (table({one: found.figures[one] for one in present}) + "\n").encode())
+        top = strip([np.asarray(experiment.cases[i].drawing) for i in picked])
+        grid([top, *(found.strip(one) for one in present)]).save(out / "grid.png")
+    print((out / "table.md").read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -197,9 +207,8 @@ def compare(
     from mindpangu.cli.generate import check_writable
     from mindpangu.data import manifest
     from mindpangu.evaluation.comparison import Comparison, grid, table
-    from mindpangu.evaluation.judge import SIDE, Galleries
+    from mindpangu.evaluation.judge import SIDE
     from mindpangu.infer.pipeline import PanGuDraw
-    from mindpangu.metrics.features import Judge
 
     check_writable(out)
     folders = {folder.resolve().name: folder for folder in map(zoo.find, models)}
@@ -207,7 +216,7 @@ def compare(
     small = None
     if trained_with is not None:
         small = {r.file for r in manifest.read(trained_with) if r.size < SIDE}
-    comparison = Comparison(pictures, Galleries(pictures, Judge()), small)
+    comparison = Comparison(pictures, _galleries(pictures, data), small)
     figures, drawn = {}, {}
     for name, folder in folders.items():
         with tqdm(unit="step", desc=name) as bar:
@@ -252,12 +261,10 @@ def noise_levels(
     report: Optional[Path] = REPORT,
 ) -> None:
     """Real pictures noised to t and finished by the model: which expert loses them, and where T_struct belongs."""
-    from mindpangu.evaluation.judge import Galleries
     from mindpangu.evaluation.noise_levels import judge_noise_levels
-    from mindpangu.metrics.features import Judge
 
     pipeline, pictures = _open(data, model, groups)
-    found = judge_noise_levels(pipeline, pictures, Galleries(pictures, Judge()), count, levels, steps, seed)
+    found = judge_noise_levels(pipeline, pictures, _galleries(pictures, data), count, levels, steps, seed)
     _report({"model": model, "pictures": count, "steps": steps, "levels": list(tqdm(found, total=levels))}, report)
 
 
@@ -277,12 +284,10 @@ def judge(
     report: Optional[Path] = REPORT,
 ) -> None:
     """Concept retrieval on trained and held-out pairs, in natural wording, in both languages, and compositions."""
-    from mindpangu.evaluation.judge import Galleries, judge_compositions, judge_counts, judge_natural, judge_pairs
-    from mindpangu.metrics.features import Judge
+    from mindpangu.evaluation.judge import judge_compositions, judge_counts, judge_natural, judge_pairs
 
-    features = Judge()
     pipeline, pictures = _open(data, model, groups)
-    galleries = Galleries(pictures, features)
+    galleries = _galleries(pictures, data)
     options = {
         "steps": steps,
         "guidance": guidance,
@@ -298,7 +303,7 @@ def judge(
         for split in ("train", "heldout"):
             figures[split] = judge_pairs(pipeline, pictures, galleries, split, pairs, seed, draw)
         figures["wording"] = judge_natural(pictures, galleries, draw)
-        figures["compositions"] = judge_compositions(pictures, features, compositions, seed, draw)
-        figures["counts"] = judge_counts(pictures, features, compositions, seed, draw)
+        figures["compositions"] = judge_compositions(pictures, galleries.judge, compositions, seed, draw)
+        figures["counts"] = judge_counts(pictures, galleries.judge, compositions, seed, draw)
     figures["blank"] = {"pictures": len(blank), "blank": sum(blank)}
     _report(figures, report)

@@ -6,17 +6,20 @@ beside it: each model alone, handing the finished picture on, and the algorithm 
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mindpangu.checkpoint.store import write_atomically
 from mindpangu.config import load
 from mindpangu.data import manifest
 from mindpangu.data.lines import as_lines, by_hand, edges
@@ -28,7 +31,6 @@ from mindpangu.images import parse_size
 from mindpangu.infer.coop import CoopConfig, CoopDraw
 from mindpangu.infer.init_image import InitImage
 from mindpangu.infer.pipeline import PanGuDraw
-from mindpangu.metrics.features import Judge
 from mindpangu.metrics.scores import StyleClassifier, edge_f1, frechet_distance
 
 CONFLICTING = 0.25  # share of the cases whose drawing is of another thing than the words
@@ -121,16 +123,31 @@ def cases(pictures: Pictures, count: int, seed: int, conflicting: float) -> list
 class Experiment:
     """The cases, the two models and the judge; `measure` one way of drawing after the other."""
 
-    def __init__(self, config: Path, pictures: Pictures, judge: Judge, count: int, steps: int) -> None:
-        """Raises: UserError."""
-        self.config, self.pictures, self.judge, self.steps = config, pictures, judge, steps
+    def __init__(
+        self,
+        config: Path,
+        pictures: Pictures,
+        galleries: Galleries,
+        host: PanGuDraw,
+        count: int,
+        steps: int,
+        bound: Optional[Path] = None,
+    ) -> None:
+        """`host`: the model of the recipe's output. `bound`: a recipe of it alone, with a ControlNet of its own.
+
+        Raises:
+            UserError.
+        """
+        self.bound = bound
+        self.config, self.pictures, self.galleries, self.steps = config, pictures, galleries, steps
         self.recipe = load(config, CoopConfig)
         self.lined = any(member.controls for member in self.recipe.members.values())
         if len(self.recipe.members) != 2:
             raise UserError(f"{config}: {len(self.recipe.members)} members; the experiment is about two")
         self.cases = cases(pictures, count, seed=0, conflicting=CONFLICTING if self.lined else 0.0)
-        self.models: dict[str, PanGuDraw] = {}
-        self.galleries = Galleries(pictures, judge)
+        self.models = {self.recipe.members[self.recipe.output].model: host}
+        together = CoopDraw(self.recipe, models=self.models)
+        self.settings = {"recipe": together.digest, "cases": count, "steps": steps}
         styles = sorted({case.record.style for case in self.cases})
         real = [r for r in pictures.asked("train") if r.style in styles]
         self.real = self.galleries.features(real)
@@ -138,7 +155,9 @@ class Experiment:
 
     def coop(self, *overrides: str) -> Draw:
         """Drawing with the recipe, changed by overrides."""
-        config = load(self.config, CoopConfig, overrides)
+        return self._drawing(load(self.config, CoopConfig, overrides))
+
+    def _drawing(self, config: CoopConfig) -> Draw:
         together = CoopDraw(config, models=self.models)
 
         def draw(part: Sequence[Case], seed: int) -> Images:
@@ -182,6 +201,8 @@ class Experiment:
         found: dict[str, Callable[[], Draw]] = {
             self._named([name])[0]: partial(self.coop, *self._named(overrides)) for name, overrides in known.items()
         }
+        if self.bound is not None:
+            found["ControlNet"] = partial(self._drawing, load(self.bound, CoopConfig))
         if self.lined:
             found.update({f"handed on, strength {s}": partial(self.handed_on, s) for s in STRENGTHS})
             found["yardstick: the real picture"] = lambda: self.real_pictures
@@ -201,7 +222,7 @@ class Experiment:
                 spent += time.monotonic() - begun
                 bar.update(len(self.cases[start : start + BATCH]))
             scores.append(self._scores(drawn))
-            features.append(self.judge(drawn))
+            features.append(self.galleries.judge(drawn))
             first = first or drawn
         figures: dict[str, Any] = {
             key: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if seeds > 1 else 0.0}
@@ -214,7 +235,7 @@ class Experiment:
     def _scores(self, drawn: Images) -> dict[str, float]:
         found: dict[str, float] = {}
         asked = [case.record for case in self.cases]
-        features = self.judge(drawn)
+        features = self.galleries.judge(drawn)
         text = self.galleries.ranks(asked, features) <= TOP
         of_all = self.galleries.ranks_of_all(asked, features) <= TOP
         style = np.array([said == r.style for said, r in zip(self.style_of(features), asked)])
@@ -237,6 +258,42 @@ class Experiment:
 def _at_full_size(image: Image.Image) -> np.ndarray:
     resized = image if image.size == (SIDE, SIDE) else image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(resized)
+
+
+class Found:
+    """What an experiment has found so far, in a folder: figures.json and a strip of pictures of each way of drawing."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], figures: dict[str, dict[str, Any]]) -> None:
+        self.folder, self.settings, self.figures = folder, settings, figures
+
+    @classmethod
+    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Found:
+        """What is there of the same settings. Raises: UserError where the folder holds what was found with others."""
+        path = folder / "figures.json"
+        if not path.exists():
+            return cls(folder, settings, {})
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known.get("settings") != settings:
+            raise UserError(
+                f"{path}: found with {known.get('settings')}, not {settings}; give another folder with --out"
+            )
+        return cls(folder, settings, known["ways"])
+
+    def add(self, name: str, figures: dict[str, Any], strip: Image.Image) -> None:
+        """Keep what was found of one way."""
+        (self.folder / "strips").mkdir(parents=True, exist_ok=True)
+        strip.save(self._picture(name))
+        self.figures[name] = figures
+        content = json.dumps({"settings": self.settings, "ways": self.figures}, indent=2)
+        write_atomically(self.folder / "figures.json", (content + "\n").encode())
+
+    def strip(self, name: str) -> Image.Image:
+        """The pictures of a way."""
+        with Image.open(self._picture(name)) as picture:
+            return picture.copy()
+
+    def _picture(self, name: str) -> Path:
+        return self.folder / "strips" / (re.sub(r"[^a-z0-9.]+", "-", name.lower()) + ".png")
 
 
 COLUMNS = {
@@ -263,13 +320,18 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def grid(cases: Sequence[Case], drawn: Mapping[str, Images], count: int) -> Image.Image:
-    """The first drawings of each kind: the lines on top, then a row for each way of drawing."""
+def shown(cases: Sequence[Case], count: int) -> list[int]:
+    """The numbers of the first cases of each kind."""
     of_each = count // 2
-    rows = [i for i, c in enumerate(cases) if c.agrees][:of_each] + [i for i, c in enumerate(cases) if not c.agrees]
-    picked = rows[:count]
-    if not picked:
-        raise UserError("no cases to show")
-    strips = [np.concatenate([_at_full_size(cases[i].drawing) for i in picked], axis=1)]
-    strips += [np.concatenate([pictures[i] for i in picked], axis=1) for pictures in drawn.values()]
-    return Image.fromarray(np.concatenate(strips))
+    agreeing = [i for i, c in enumerate(cases) if c.agrees][:of_each]
+    return [*agreeing, *(i for i, c in enumerate(cases) if not c.agrees)][:count]
+
+
+def strip(images: Sequence[np.ndarray]) -> Image.Image:
+    """Pictures side by side."""
+    return Image.fromarray(np.concatenate(list(images), axis=1))
+
+
+def grid(strips: Sequence[Image.Image]) -> Image.Image:
+    """Strips below one another."""
+    return Image.fromarray(np.concatenate([np.asarray(one) for one in strips]))

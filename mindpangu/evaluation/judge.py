@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from mindpangu.checkpoint.store import card_of_whole, load_tensors, save_checkpoint
 from mindpangu.data import manifest
 from mindpangu.data.examples import DataConfig, Examples
 from mindpangu.data.lexicon import natural_prompts, noun
@@ -97,15 +99,14 @@ def prompt_for(record: manifest.Record, language: str) -> str:
 class Galleries:
     """All real pictures, by style, as an independent judge sees them."""
 
-    def __init__(self, pictures: Pictures, judge: Judge) -> None:
+    def __init__(self, pictures: Pictures, judge: Judge, kept: Optional[Path] = None) -> None:
+        """`kept`: a file with features of runs before, which takes in those that it lacks."""
         self.judge = judge
+        self._of_file = dict(zip((r.file for r in pictures.records), _judged(pictures, judge, kept)))
         self._of_style: dict[str, tuple[list[str], np.ndarray]] = {}
-        self._of_file: dict[str, np.ndarray] = {}
         for style in sorted({r.style for r in pictures.records}):
             members = [r for r in pictures.records if r.style == style]
-            features = judge([pictures.render(r) for r in members])
-            self._of_style[style] = ([r.concept for r in members], features)
-            self._of_file.update(zip((r.file for r in members), features))
+            self._of_style[style] = ([r.concept for r in members], self.features(members))
 
     def features(self, records: Sequence[manifest.Record]) -> np.ndarray:
         """(N, F) of the real pictures that `records` describe."""
@@ -147,6 +148,20 @@ class Galleries:
                     rows = np.repeat(features[i : i + 1], len(answers), 0)
                     best[i] = min(best[i], ranks(rows, gallery, np.array(answers)).min())
         return {"R@1": recall_at(best, 1), "R@5": recall_at(best, 5)}, best.tolist()
+
+
+def _judged(pictures: Pictures, judge: Judge, kept: Optional[Path]) -> list[np.ndarray]:
+    """Features of every record's picture; `kept` has them by the judge's name and the SHA-256 of what is drawn."""
+    drawn = [pictures.render(r) for r in pictures.records]
+    if kept is None:
+        return list(judge(drawn))
+    keys = [f"{judge.name} {hashlib.sha256(picture.tobytes()).hexdigest()}" for picture in drawn]
+    known = load_tensors(kept) if card_of_whole(kept) else {}
+    new = {key: picture for key, picture in zip(keys, drawn) if key not in known}
+    if new:
+        known.update(zip(new, judge(list(new.values()))))
+        save_checkpoint(kept, known, {})
+    return [known[key] for key in keys]
 
 
 def judge_natural(pictures: Pictures, galleries: Galleries, draw: Draw) -> dict[str, Any]:

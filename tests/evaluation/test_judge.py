@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,24 @@ def test_a_model_that_denoises_perfectly_loses_nothing_at_any_noise_level(pictur
     for sigma, deviation in begun[:4]:
         assert deviation == pytest.approx(sigma, rel=0.03)
     assert sorted({round(sigma, 2) for sigma, _ in begun}) == [0.57, 2.28, 14.61]
+
+
+def test_features_of_real_pictures_are_kept_for_the_next_run(pictures, tmp_path):
+    """By what the pictures show: a picture that has changed is judged anew, and no other."""
+    seen = []
+
+    class Judge:
+        name = "pixels"
+
+        def __call__(self, images):
+            seen.append(len(images))
+            return pixels(images)
+
+    kept = tmp_path / "judge.safetensors"
+    some = replace(pictures, records=pictures.records[:4])
+    first = Galleries(some, Judge(), kept)
+    again = Galleries(pictures, Judge(), kept)
+    assert seen == [4, len(pictures.records) - 4]
+    Galleries(pictures, Judge(), kept)
+    assert len(seen) == 2
+    np.testing.assert_array_equal(first.features(some.records), again.features(some.records))

@@ -15,6 +15,7 @@ from mindpangu.config import dump, load, parse
 from mindpangu.diffusion import NoiseSchedule, ScheduleSpec
 from mindpangu.errors import UserError
 from mindpangu.infer.coop import CoopConfig, CoopDraw
+from mindpangu.infer.pipeline import PanGuDraw
 from tests.parity.golden_pipelines import build, control_tensors, narrow
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "infer"
@@ -227,17 +228,21 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     from tqdm import tqdm
 
     from mindpangu.config import dump
-    from mindpangu.evaluation.coop_experiment import COLUMNS, Experiment, grid, table
-    from mindpangu.evaluation.judge import Pictures
+    from mindpangu.evaluation.coop_experiment import COLUMNS, Experiment, Found, grid, shown, strip, table
+    from mindpangu.evaluation.judge import Galleries, Pictures
     from tests.evaluation.test_judge import pixels
     from tests.tiny import SAMPLE, STYLES
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(dump(words_and_lines(model_folder, line_model))), encoding="utf-8")
     pictures = Pictures.open(SAMPLE, tuple(STYLES), None)
-    experiment = Experiment(recipe, pictures, pixels, count=12, steps=1)
+    bound = tmp_path / "bound.yaml"
+    alone = {"members": {"text": {"model": str(model_folder)}}, "output": "text", "weights": {}}
+    bound.write_text(yaml.safe_dump(alone), encoding="utf-8")
+    host = PanGuDraw.from_pretrained(str(model_folder))
+    experiment = Experiment(recipe, pictures, Galleries(pictures, pixels), host, 12, 1, bound)
     assert [case.agrees for case in experiment.cases] == [True] * 9 + [False] * 3
-    assert {"text alone", "line alone", "coop", "effect 1.5, below t = 900"} <= set(experiment.ways)
+    assert {"text alone", "ControlNet", "line alone", "coop", "effect 1.5, below t = 900"} <= set(experiment.ways)
     real = "yardstick: the real picture"
     figures, drawn = {}, {}
     for name in ("text alone", "coop", "effect 1.5, below t = 900", "handed on, strength 0.5", real):
@@ -259,5 +264,12 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     assert yardstick["both_conflict"] == yardstick["style_conflict"]
     assert figures["text alone"]["both_agree"]["mean"] == 0
     assert table(figures).count("\n") == 6
-    assert grid(experiment.cases, drawn, 4).size == (4 * 128, 6 * 128)
+    found, picked = Found.open(tmp_path, experiment.settings), shown(experiment.cases, 4)
+    for name, figure in figures.items():
+        found.add(name, figure, strip([drawn[name][i] for i in picked]))
+    again = Found.open(tmp_path, experiment.settings)
+    assert again.figures == found.figures
+    assert grid([again.strip(name) for name in figures]).size == (4 * 128, 5 * 128)
+    with pytest.raises(UserError, match="give another folder"):
+        Found.open(tmp_path, {**experiment.settings, "cases": 13})
     assert np.abs(drawn["coop"][0].astype(int) - drawn["text alone"][0]).max() > 0
