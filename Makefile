@@ -79,9 +79,9 @@ zoo: data runs/zoo/first
 
 # The comparison of regimes in docs/regimes.md: trainings of small nets, three seeds, then the judge. Hours on two cores.
 regimes: $(VENV)/dev
-	$(PIP) -e '.[eval]'
-	$(BIN)/mindpangu data emoji --out data/emoji_third --low-res-share 0.324
-	$(BIN)/mindpangu data emoji --out data/emoji_full
+	$(PIP) -e '.[eval,watch]'
+	$(BIN)/mindpangu data emoji --out data/regimes --style noto --style fluent_flat --low-res-share 0.324 --low-res-size 32
+	$(BIN)/mindpangu data emoji --out data/regimes_full --style noto --style fluent_flat
 	$(BIN)/mindpangu eval regimes
 
 clean:

@@ -22,7 +22,8 @@ def emoji(
     out: Path = typer.Option(..., help="Folder to build in; a second run completes an interrupted one."),
     style: list[str] = typer.Option([], help="Only these styles; may be repeated. Default: all."),
     size: int = typer.Option(256, help="Side of the stored pictures in pixels."),
-    low_res_share: float = typer.Option(0.0, help="Share of the pictures kept at 64 pixels only."),
+    low_res_share: float = typer.Option(0.0, help="Share of the pictures kept at a low resolution only."),
+    low_res_size: int = typer.Option(64, help="Side of those in pixels."),
 ) -> None:
     """About 1,400 emoji concepts in six art styles, named in English and Chinese."""
     from mindpangu.data.emoji import build
@@ -37,7 +38,7 @@ def emoji(
         if done == total:
             bars[-1].close()
 
-    report = build(out, tuple(style) or tuple(STYLES), size, low_res_share, progress=progress)
+    report = build(out, tuple(style) or tuple(STYLES), size, low_res_share, low_res_size, progress)
     counts = ", ".join(f"{name} {count}" for name, count in report.pictures.items())
     print(f"{sum(report.pictures.values())} pictures in {out}: {counts}")
     if report.missing:

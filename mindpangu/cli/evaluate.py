@@ -112,11 +112,11 @@ def coop(
     out: Path = typer.Option(Path("out/eval-coop"), help="Folder for figures and pictures; a second run goes on."),
 ) -> None:
     """Words of one model, lines of another: Coop-Diffusion beside its members and what else one might do."""
-    from mindpangu.checkpoint.store import write_atomically
     from mindpangu.cli.generate import check_writable
     from mindpangu.config import load
     from mindpangu.errors import UserError
-    from mindpangu.evaluation.coop_experiment import Experiment, Found, grid, shown, strip, table
+    from mindpangu.evaluation.coop_experiment import Experiment, shown, table
+    from mindpangu.evaluation.found import Found, strip
     from mindpangu.infer.coop import CoopConfig
 
     check_writable(out)
@@ -136,9 +136,8 @@ def coop(
             figures, drawn = experiment.measure(ways[name](), seeds, bar)
         found.add(name, figures, strip([drawn[i] for i in picked]))
         present = [one for one in ways if one in found.figures]
-        write_atomically(out / "table.md", (table({one: found.figures[one] for one in present}) + "\n").encode())
-        top = strip([np.asarray(experiment.cases[i].drawing) for i in picked])
-        grid([top, *(found.strip(one) for one in present)]).save(out / "grid.png")
+        drawings = strip([np.asarray(experiment.cases[i].drawing) for i in picked])
+        found.write(present, table({one: found.figures[one] for one in present}), [drawings])
     print((out / "table.md").read_text(encoding="utf-8"), end="")
 
 
@@ -164,23 +163,20 @@ def text(
 def regimes(
     configs: Path = typer.Option(Path("configs/regimes"), help="The training files."),
     runs: Path = typer.Option(Path("runs/regimes"), help="Folder for trainings and models; a second run goes on."),
-    data: Path = typer.Option(Path("data/emoji_third"), help="What to train on: pictures of which some are small."),
-    judged: Path = typer.Option(Path("data/emoji_full"), help="The same pictures, all large, to judge by."),
-    model: str = MODEL,
+    data: Path = typer.Option(Path("data/regimes"), help="What to train on: pictures of which some are small."),
+    judged: Path = typer.Option(Path("data/regimes_full"), help="The same pictures, all large, to judge by."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Whose autoencoder and text encoders all of them use."),
     seeds: int = typer.Option(3, help="Every net is trained so many times."),
-    switches: str = typer.Option("250,400,500,600,750", help="T_struct of the time-decoupled models."),
-    out: Path = typer.Option(Path("out/regimes"), help="Folder for figures.json, table.md and grid.png."),
+    out: Path = typer.Option(Path("out/regimes"), help="Folder for figures, table.md, losses.png and grid.png."),
 ) -> None:
-    """Train, pack and compare one net, resolution boost and time-decoupled nets (docs/regimes.md). Hours."""
+    """Train, pack and compare time-decoupled nets, resolution boost and one net (docs/regimes.md). Hours."""
     import subprocess
 
     from mindpangu.evaluation.regime_experiment import Regimes
 
-    parts = zoo.find(model)
-    experiment = Regimes(configs, runs, parts, data, range(seeds), [int(t) for t in switches.split(",")])
-    compared = ["eval", "compare", "--data", str(judged), "--trained-with", str(data), "--out", str(out)]
-    for command in (*experiment.commands(), None):
-        words = [*compared, *map(str, sorted(experiment.models.iterdir()))] if command is None else command
+    experiment = Regimes(configs, runs, zoo.find(model), data, range(seeds))
+
+    def run(words: Sequence[str]) -> None:
         print(f"mindpangu {' '.join(words)}", flush=True)
         # A process each: what one training has compiled and allocated is gone for the next.
         done = subprocess.run(
@@ -188,6 +184,13 @@ def regimes(
         )
         if done.returncode:
             raise typer.Exit(done.returncode)
+
+    for step in experiment.steps():
+        step(run)
+    models = [str(folder) for folder in experiment.models()]
+    run(["eval", "compare", "--data", str(judged), "--trained-with", str(data), "--out", str(out), *models])
+    experiment.report(out)
+    print((out / "table.md").read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -200,13 +203,13 @@ def compare(
     groups: str = GROUPS,
     steps: int = typer.Option(30),
     seed: int = typer.Option(0),
-    out: Path = typer.Option(Path("out/eval-compare"), help="Folder for figures.json, table.md and grid.png."),
+    out: Path = typer.Option(Path("out/eval-compare"), help="Folder for figures and pictures; a second run goes on."),
 ) -> None:
-    """Models beside one another: all pictures that the first was trained on, asked for in both languages."""
-    from mindpangu.checkpoint.store import write_atomically
+    """Models beside one another: pictures that the first was trained on, asked for in both languages, and the loss."""
     from mindpangu.cli.generate import check_writable
     from mindpangu.data import manifest
-    from mindpangu.evaluation.comparison import Comparison, grid, table
+    from mindpangu.evaluation.comparison import Comparison, recipes, table
+    from mindpangu.evaluation.found import Found
     from mindpangu.evaluation.judge import SIDE
     from mindpangu.infer.pipeline import PanGuDraw
 
@@ -217,16 +220,20 @@ def compare(
     if trained_with is not None:
         small = {r.file for r in manifest.read(trained_with) if r.size < SIDE}
     comparison = Comparison(pictures, _galleries(pictures, data), small)
-    figures, drawn = {}, {}
+    found = Found.open(out, {"pictures": len(comparison.prompts), "steps": steps, "seed": seed})
     for name, folder in folders.items():
+        pipeline = PanGuDraw.from_pretrained(folder)
+        if found.figures.get(name, {}).get("digest") == pipeline.digest:
+            continue
         with tqdm(unit="step", desc=name) as bar:
-            draw = _drawer(PanGuDraw.from_pretrained(folder), bar, {"steps": steps, "seed": seed})
-            figures[name], drawn[name] = comparison.measure(draw)
-        # After each model, so that a long run leaves what it has found.
-        write_atomically(out / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
-        write_atomically(out / "table.md", (table(figures) + "\n").encode())
-        grid(drawn, 12).save(out / "grid.png")
-    print(table(figures))
+            figures, drawn = comparison.measure(_drawer(pipeline, bar, {"steps": steps, "seed": seed}))
+        losses = comparison.losses(pipeline)
+        means = {f"loss_{of}": float(np.mean(values)) for of, values in losses.items()}
+        of_model = {"digest": pipeline.digest, **figures, **means, "losses": losses}
+        found.add(name, of_model, comparison.shown(drawn))
+        present = {one: found.figures[one] for one in folders if one in found.figures}
+        found.write([members[0] for members in recipes(present).values()], table(present))
+    print((out / "table.md").read_text(encoding="utf-8"), end="")
 
 
 @app.command()

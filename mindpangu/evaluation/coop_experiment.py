@@ -6,8 +6,6 @@ beside it: each model alone, handing the finished picture on, and the algorithm 
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mindpangu.checkpoint.store import write_atomically
 from mindpangu.config import load
 from mindpangu.data import manifest
 from mindpangu.data.lines import as_lines, by_hand, edges
@@ -260,42 +257,6 @@ def _at_full_size(image: Image.Image) -> np.ndarray:
     return np.asarray(resized)
 
 
-class Found:
-    """What an experiment has found so far, in a folder: figures.json and a strip of pictures of each way of drawing."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any], figures: dict[str, dict[str, Any]]) -> None:
-        self.folder, self.settings, self.figures = folder, settings, figures
-
-    @classmethod
-    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Found:
-        """What is there of the same settings. Raises: UserError where the folder holds what was found with others."""
-        path = folder / "figures.json"
-        if not path.exists():
-            return cls(folder, settings, {})
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known.get("settings") != settings:
-            raise UserError(
-                f"{path}: found with {known.get('settings')}, not {settings}; give another folder with --out"
-            )
-        return cls(folder, settings, known["ways"])
-
-    def add(self, name: str, figures: dict[str, Any], strip: Image.Image) -> None:
-        """Keep what was found of one way."""
-        (self.folder / "strips").mkdir(parents=True, exist_ok=True)
-        strip.save(self._picture(name))
-        self.figures[name] = figures
-        content = json.dumps({"settings": self.settings, "ways": self.figures}, indent=2)
-        write_atomically(self.folder / "figures.json", (content + "\n").encode())
-
-    def strip(self, name: str) -> Image.Image:
-        """The pictures of a way."""
-        with Image.open(self._picture(name)) as picture:
-            return picture.copy()
-
-    def _picture(self, name: str) -> Path:
-        return self.folder / "strips" / (re.sub(r"[^a-z0-9.]+", "-", name.lower()) + ".png")
-
-
 COLUMNS = {
     "text_agree": "words: R@5",
     "text_of_all_agree": "R@5 of all styles",
@@ -325,13 +286,3 @@ def shown(cases: Sequence[Case], count: int) -> list[int]:
     of_each = count // 2
     agreeing = [i for i, c in enumerate(cases) if c.agrees][:of_each]
     return [*agreeing, *(i for i, c in enumerate(cases) if not c.agrees)][:count]
-
-
-def strip(images: Sequence[np.ndarray]) -> Image.Image:
-    """Pictures side by side."""
-    return Image.fromarray(np.concatenate(list(images), axis=1))
-
-
-def grid(strips: Sequence[Image.Image]) -> Image.Image:
-    """Strips below one another."""
-    return Image.fromarray(np.concatenate([np.asarray(one) for one in strips]))

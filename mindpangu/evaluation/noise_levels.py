@@ -1,12 +1,13 @@
-"""From which noise level on does a model lose what a picture shows? Real pictures, noised to t, denoised by it."""
+"""Real pictures, noised to t and denoised by a model: how well, and from which t on it loses what they show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from mindpangu.data.manifest import Record
 from mindpangu.diffusion import SAMPLERS
 from mindpangu.diffusion.schedule import SIGMA_LISTS
 from mindpangu.evaluation.judge import ENCODE_BATCH, Galleries, Pictures, prompt_for
@@ -26,18 +27,10 @@ def judge_noise_levels(
     Yields:
         {"t", "expert": the first that draws, "R@1", "R@5"}.
     """
-    from mindspore import Tensor
-
     chosen = pictures.some("train", count, seed)
     sigmas = SIGMA_LISTS["uniform"](model.schedule, steps)
     ts = model.schedule.t(np.asarray(sigmas[:-1]))
-    batches = []  # prompts, clean latents and noise, all of one shape: one graph
-    for start in range(0, len(chosen), ENCODE_BATCH):
-        numbers = [min(start + i, len(chosen) - 1) for i in range(ENCODE_BATCH)]
-        records = [chosen[number] for number in numbers]
-        clean = model.vae.encode(Tensor(to_model([pictures.render(record) for record in records])))
-        noise = noise_of([seed + number for number in numbers], tuple(clean.shape[1:]), 0)
-        batches.append(([prompt_for(record, "en") for record in records], clean, noise))
+    batches = list(_batches(model, pictures, chosen, seed))
     for first in sorted({round(k) for k in np.linspace(0, steps, levels, endpoint=False)}, reverse=True):
         drawn: list[np.ndarray] = []
         for prompts, clean, noise in batches:
@@ -49,3 +42,38 @@ def judge_noise_levels(
             drawn += list(to_pictures(model.vae.decode(latents).asnumpy()))
         expert = next(name for name, lowest in model.spec.experts.items() if ts[first] >= lowest)
         yield {"t": round(float(ts[first])), "expert": expert, **galleries.recall(chosen, drawn[: len(chosen)])}
+
+
+def losses_by_noise_level(
+    model: PanGuDraw, pictures: Pictures, records: Sequence[Record], bins: int, seed: int
+) -> list[float]:
+    """The loss of the velocity, mean square, on real pictures with the same noise each time, in the middle of each bin
+    of t, lowest first; whichever expert draws there is asked, without guidance.
+    """
+    steps = model.schedule.spec.steps
+    sigmas = model.schedule.sigma((np.arange(bins) + 0.5) * steps / bins)
+    errors: list[np.ndarray] = []  # (bins, pictures) of each batch
+    for prompts, clean, noise in _batches(model, pictures, records, seed):
+        request = model.asked(prompts, guidance=1.0)
+        denoiser = model.guided(request, request.prompts)
+        of_bins = []
+        for sigma in map(float, sigmas):
+            error = (denoiser(clean + noise * sigma, np.full(len(prompts), sigma)) - clean).asnumpy()
+            # x0 = α·z − σ_vp·v with σ_vp² = σ²/(1 + σ²)
+            of_bins.append(np.square(error).mean((1, 2, 3)) * (1 + sigma**2) / sigma**2)
+        errors.append(np.stack(of_bins))
+    return [float(loss) for loss in np.concatenate(errors, 1)[:, : len(records)].mean(1)]
+
+
+def _batches(
+    model: PanGuDraw, pictures: Pictures, records: Sequence[Record], seed: int
+) -> Iterator[tuple[list[str], Any, Any]]:
+    """Prompts, clean latents and noise, all of one shape, so one graph; the last record fills the last batch."""
+    from mindspore import Tensor
+
+    for start in range(0, len(records), ENCODE_BATCH):
+        numbers = [min(start + i, len(records) - 1) for i in range(ENCODE_BATCH)]
+        batch = [records[number] for number in numbers]
+        clean = model.vae.encode(Tensor(to_model([pictures.render(record) for record in batch])))
+        noise = noise_of([seed + number for number in numbers], tuple(clean.shape[1:]), 0)
+        yield [prompt_for(record, "en") for record in batch], clean, noise

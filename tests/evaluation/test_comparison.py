@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from mindpangu.evaluation.comparison import Comparison, grid, recipes, table
+from mindpangu.evaluation.comparison import BINS, Comparison, recipes, table
 from mindpangu.evaluation.judge import Galleries, Pictures, prompt_for
+from mindpangu.infer.pipeline import PanGuDraw
 from tests.evaluation.test_judge import pixels
 from tests.tiny import STYLES
 
@@ -51,10 +51,19 @@ def test_numbers_at_the_end_are_seeds_of_one_recipe():
     assert lines[2:] == ["| boost | 2 | 0.500 ± 0.354 | 15.0 ± 7.1 |", "| mono-0 | 1 | 0.500 | 30.0 |"]
 
 
-def test_the_grid_has_a_row_a_recipe_whatever_the_sizes():
-    large, small = np.zeros((256, 256, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
-    shown = grid({"a-0": [large] * 5, "a-1": [small] * 5, "b-0": [small] * 5}, 3)
-    assert isinstance(shown, Image.Image)
-    assert shown.size == (3 * 128, 2 * 128)
-    assert np.asarray(shown)[:128].max() == 0
-    assert np.asarray(shown)[128:].min() == 255
+def test_the_strip_shows_few_of_many_at_one_size():
+    shown = Comparison.shown([np.full((64, 64, 3), 255, np.uint8)] * 50)
+    assert shown.size == (12 * 128, 128)
+
+
+def test_losses_are_of_large_small_and_held_out_pictures(pictures, model_folder, uncompiled):
+    """An untrained net's velocity is no better than none, whose loss is that of the target."""
+    trained = pictures.asked("train")
+    comparison = Comparison(pictures, Galleries(pictures, pixels), {trained[0].file})
+    losses = comparison.losses(PanGuDraw.from_pretrained(str(model_folder)))
+    assert set(losses) == {"trained", "large", "small", "heldout"}
+    assert all(len(one) == BINS for one in losses.values())
+    count = len(trained)
+    together = (np.array(losses["small"]) + (count - 1) * np.array(losses["large"])) / count
+    # The noise of a picture is by its place in the list.
+    np.testing.assert_allclose(losses["trained"], together, rtol=0.2)

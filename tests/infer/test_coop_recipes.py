@@ -228,7 +228,8 @@ def test_the_experiment_on_words_and_lines(model_folder, line_model, drawing, tm
     from tqdm import tqdm
 
     from mindpangu.config import dump
-    from mindpangu.evaluation.coop_experiment import COLUMNS, Experiment, Found, grid, shown, strip, table
+    from mindpangu.evaluation.coop_experiment import COLUMNS, Experiment, shown, table
+    from mindpangu.evaluation.found import Found, grid, strip
     from mindpangu.evaluation.judge import Galleries, Pictures
     from tests.evaluation.test_judge import pixels
     from tests.tiny import SAMPLE, STYLES
