@@ -16,7 +16,7 @@ from PIL import Image
 from mindpangu import zoo
 from mindpangu.checkpoint.lora import load_text_encoder_lora
 from mindpangu.checkpoint.store import half, load_into, load_tensors, prefixed, save_checkpoint, unprefixed
-from mindpangu.cost.flops import unet_layers
+from mindpangu.cost.flops import BACKWARD, unet_flops
 from mindpangu.data.examples import DataConfig, Examples, Stream
 from mindpangu.diffusion import Denoiser, Guided, NetDenoiser, NoiseSchedule
 from mindpangu.diffusion.denoiser import Prediction, training_target
@@ -192,14 +192,14 @@ class TrainDiffusion:
     def work(self, batch: Sequence[np.ndarray]) -> tuple[int, float]:
         """Positions of latents, and three times the FLOPs of the net's matrix products (gradients take twice)."""
         count, _, height, width = batch[0].shape
-        return count * height * width, 3.0 * count * self._flops(height, width)
+        return count * height * width, (1.0 + BACKWARD) * count * self._flops(height, width)
 
     @lru_cache(maxsize=64)  # noqa: B019 - one task a process
     def _flops(self, height: int, width: int) -> int:
         tokens = 0
         if self.task.text is not None:
             tokens = text_encoder_specs(self.task.text)[TEXT_ENCODERS[0]].context_length
-        return sum(layer.flops for layer in unet_layers(self.task.unet, 1, height, width, tokens))
+        return unet_flops(self.task.unet, height, width, tokens)
 
     def _share(self, rng: np.random.Generator) -> float:
         """Where in its range t is, 0 to 1."""

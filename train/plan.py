@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from mindpangu.config import read_yaml
-from mindpangu.cost.flops import Layer, unet_layers
+from mindpangu.cost.flops import BACKWARD, Layer, unet_flops, unet_layers
 from mindpangu.data import manifest
 from mindpangu.errors import UserError
 from mindpangu.parallel.config import ClusterConfig
@@ -22,7 +22,6 @@ from mindpangu.train.regimes import Histogram, Regime, Stage, histogram_of, wide
 GIB = 2**30
 SINGLE = 4  # bytes
 KEPT = 3  # numbers a weight: AdamW's two moments and the average
-BACKWARD = 2  # times the forward pass's FLOPs, for the gradients of inputs and of weights
 
 ASSUMPTIONS = (
     "FLOPs are those of matrix products; the backward pass takes twice the forward's, recomputing once more",
@@ -235,7 +234,7 @@ def laid_out(regime: Regime, histogram: Histogram, model: ModelSpec, cluster: Cl
 
     def forward(size: int) -> int:
         side = size // model.vae.factor
-        return sum(layer.flops for layer in unet_layers(spec, 1, side, side, model.tokens))
+        return unet_flops(spec, side, side, model.tokens)
 
     drawing = sum(share * forward(size) for _, share, size in regime.drawing)
     return Plan(regime, cluster, stages, pictures, pictures / histogram.of_at_least(0), drawing)

@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mindpangu.ascend_kernels.tiling import ASCEND_910B
-from mindpangu.cost.flops import Layer, unet_layers
+from mindpangu.cost.flops import BACKWARD, Layer, unet_layers
 from mindpangu.spec import UNetSpec
 
 BYTES = 2  # fp16
 OPTIMIZER_BYTES = (
     4 * 7 + 2 * 2
 )  # a parameter: fp32 weight and two moments read and written, gradient; fp16 copy, gradient
-BACKWARD = 2  # times the forward pass, for the gradients of inputs and of weights
 
 # The UNets of the release and of SDXL differ in the width of the vector alone.
 PANGU = UNetSpec(4, 4, 320, (1, 2, 4), 2, (0, 2, 10), 64, 2048, 1536)

@@ -129,6 +129,7 @@ def coop(
         raise UserError(f"--only {', '.join(unknown)}: there are {', '.join(ways)}")
     found = Found.open(out, {**experiment.settings, "seeds": seeds})
     picked = shown(experiment.cases, 12)
+    drawings = strip([np.asarray(experiment.cases[i].drawing) for i in picked])
     for name in only or ways:
         if name in found.figures:
             continue
@@ -136,7 +137,6 @@ def coop(
             figures, drawn = experiment.measure(ways[name](), seeds, bar)
         found.add(name, figures, strip([drawn[i] for i in picked]))
         present = [one for one in ways if one in found.figures]
-        drawings = strip([np.asarray(experiment.cases[i].drawing) for i in picked])
         found.write(present, table({one: found.figures[one] for one in present}), [drawings])
     print((out / "table.md").read_text(encoding="utf-8"), end="")
 
@@ -185,8 +185,7 @@ def regimes(
         if done.returncode:
             raise typer.Exit(done.returncode)
 
-    for step in experiment.steps():
-        step(run)
+    experiment.carry_out(run)
     models = [str(folder) for folder in experiment.models()]
     run(["eval", "compare", "--data", str(judged), "--trained-with", str(data), "--out", str(out), *models])
     experiment.report(out)

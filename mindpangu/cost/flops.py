@@ -13,6 +13,8 @@ from typing import Literal
 from mindpangu.layout import UNetBlock, unet_layout, vae_layout
 from mindpangu.spec import TextSpec, UNetSpec, VAESpec
 
+BACKWARD = 2  # times the forward pass's FLOPs, for the gradients of inputs and of weights
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -117,6 +119,11 @@ def unet_layers(spec: UNetSpec, batch: int, height: int, width: int, tokens: int
         yield from layers_of(block)
     yield norm("out.0", batch * prod(sizes[0]), spec.widths[0])
     yield conv("out.2", batch, spec.widths[0], spec.out_channels * patch**2, 3, sizes[0])
+
+
+def unet_flops(spec: UNetSpec, height: int, width: int, tokens: int) -> int:
+    """FLOPs of the matrix products of one pass over the latent of one picture."""
+    return sum(layer.flops for layer in unet_layers(spec, 1, height, width, tokens))
 
 
 def _res_block(name: str, batch: int, inner: int, outer: int, embedding: int, size: Size) -> Iterator[Layer]:

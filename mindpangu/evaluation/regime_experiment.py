@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from mindpangu.checkpoint.store import load_tensors, read_card, save_checkpoint, write_atomically
-from mindpangu.config import load, parse
-from mindpangu.cost.flops import unet_layers
+from mindpangu.config import load
+from mindpangu.cost.flops import BACKWARD, unet_flops
 from mindpangu.data.examples import Examples
 from mindpangu.evaluation.comparison import COLUMNS, recipes, table
 from mindpangu.images import parse_size
+from mindpangu.models.loading import read_spec
 from mindpangu.spec import TEXT_ENCODERS, VAESpec
 from mindpangu.train.config import TrainConfig
+from mindpangu.train.diffusion import text_encoder_specs
 
 Run = Callable[[Sequence[str]], None]  # runs `mindpangu` with these arguments
 
@@ -60,6 +61,7 @@ REGIMES: dict[str, dict[str, str]] = {  # {model: {part: training}}
 # Of the first seed alone: experts whose ranges of t do not overlap.
 ONCE = {"no_overlap": {"structure": "structure_500", "texture": "texture_500"}}
 MERGED = {"merged_half": 0.5, "merged_full": 1.0}  # {model: the share of both experts' updates that its one net has}
+MODELS = {**REGIMES, **ONCE, **dict.fromkeys(MERGED, REGIMES["time_decoupled"])}  # {model: {part: training}}
 COSTS = {"parameters": ("M parameters", 1), "pictures": ("pictures used", 0), "tflop": ("training, TFLOP", 0)}
 
 
@@ -74,19 +76,17 @@ class Regimes:
     data: Path
     seeds: Sequence[int]
 
-    def steps(self) -> Iterator[Callable[[Run], None]]:
-        """What is to be done, in order: trainings, which go on where they stopped, and models, packed once."""
+    def carry_out(self, run: Run) -> None:
+        """Every training, which goes on where it stopped, and every model, packed once."""
         for seed in self.seeds:
             wanted = {**REGIMES, **(ONCE if seed == min(self.seeds) else {})}
+            for training in self.needed(net for nets in wanted.values() for net in nets.values()):
+                if not self.net(training, seed).exists():
+                    run(self.training(training, seed))
             for model, nets in wanted.items():
-                for training in self.needed(nets.values()):
-                    if not self.net(training, seed).exists():
-                        yield partial(_run, self.training(training, seed))
-                yield partial(
-                    self._pack, f"{model}-{seed}", {part: self.net(name, seed) for part, name in nets.items()}
-                )
+                self._pack(f"{model}-{seed}", {part: self.net(name, seed) for part, name in nets.items()}, run)
             for model, share in MERGED.items():
-                yield partial(self._merge, f"{model}-{seed}", seed, share)
+                self._merge(f"{model}-{seed}", seed, share, run)
 
     @staticmethod
     def needed(trainings: Iterable[str]) -> list[str]:
@@ -116,14 +116,14 @@ class Regimes:
 
     def costs(self, model: str, seed: int) -> dict[str, float]:
         """Of a regime's nets: millions of parameters, pictures that any of them saw, FLOPs of all trainings (10¹²)."""
-        nets = {**REGIMES, **ONCE}.get(model, REGIMES["time_decoupled"])
+        nets = MODELS[model]
         trainings = [self._config(name, seed) for name in self.needed(nets.values())]
         of_each = [sum(t.size for t in load_tensors(self.net(name, seed)).values()) for name in nets.values()]
         seen = {r.file for c in trainings if c.data is not None for r in Examples(c.data).records}
         return {
             "parameters": (of_each[0] if model in MERGED else sum(of_each)) / 1e6,
             "pictures": float(len(seen)),
-            "tflop": sum(map(training_flops, trainings)) / 1e12,
+            "tflop": sum(map(total_flops, trainings)) / 1e12,
         }
 
     def report(self, out: Path) -> None:
@@ -143,7 +143,7 @@ class Regimes:
         one = TRAININGS[name]
         common = (f"data.folder={self.data}", f"diffusion.vae={self.parts}", f"diffusion.text={self.parts}")
         first = () if one.start_from is None else (f"load_checkpoint={self.net(one.start_from, seed)}",)
-        return (f"output_dir={self.runs / f'{name}-{seed}'}", f"context.seed={seed}", *common, *one.changes, *first)
+        return (f"output_dir={self.net(name, seed).parent}", f"context.seed={seed}", *common, *one.changes, *first)
 
     def _config(self, name: str, seed: int) -> TrainConfig:
         return load(self._file(name), TrainConfig, self._changes(name, seed))
@@ -177,22 +177,18 @@ def merged(base: Mapping[str, Any], experts: Sequence[Mapping[str, Any]], share:
     return found
 
 
-def training_flops(config: TrainConfig) -> float:
-    """FLOPs of a net's matrix products over a whole training: three times those of drawing."""
+def total_flops(config: TrainConfig) -> float:
+    """FLOPs of a net's matrix products over a whole training, gradients included."""
     task = config.diffusion
     assert task is not None
     assert config.data is not None
     assert task.text is not None
-    factor = parse(read_card(task.vae / "vae.safetensors")["spec"], VAESpec, "vae").factor
-    tokens = read_card(task.text / f"{TEXT_ENCODERS[0]}.safetensors")["spec"]["context_length"]
-
-    def at(height: int, width: int) -> int:
-        return sum(layer.flops for layer in unet_layers(task.unet, 1, height, width, tokens))
-
+    factor = read_spec(task.vae / "vae.safetensors", VAESpec).factor
+    tokens = text_encoder_specs(task.text)[TEXT_ENCODERS[0]].context_length
     width, height = (side // factor for side in parse_size(config.data.sizes[0]))
-    window = at(task.crop_latents, task.crop_latents) if task.crop_share else 0
-    a_picture = task.crop_share * window + (1 - task.crop_share) * at(height, width)
-    return 3.0 * config.runner_config.images * a_picture
+    window = unet_flops(task.unet, task.crop_latents, task.crop_latents, tokens) if task.crop_share else 0
+    a_picture = task.crop_share * window + (1 - task.crop_share) * unet_flops(task.unet, height, width, tokens)
+    return (1 + BACKWARD) * config.runner_config.images * a_picture
 
 
 def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -218,10 +214,6 @@ def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure.axes[0].set_ylim(0.6, 1.6)
     figure.axes[-1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
-
-
-def _run(words: Sequence[str], run: Run) -> None:
-    run(words)
 
 
 def _each(option: str, values: Sequence[str]) -> list[str]:

@@ -65,5 +65,4 @@ def test_losses_are_of_large_small_and_held_out_pictures(pictures, model_folder,
     assert all(len(one) == BINS for one in losses.values())
     count = len(trained)
     together = (np.array(losses["small"]) + (count - 1) * np.array(losses["large"])) / count
-    # The noise of a picture is by its place in the list.
-    np.testing.assert_allclose(losses["trained"], together, rtol=0.2)
+    np.testing.assert_allclose(losses["trained"], together, rtol=1e-5)
